@@ -1,2 +1,3 @@
-//! Placeholder.
+//! What is seen from outside: logs and metrics.
+
 pub mod metrics;
