@@ -1,1 +1,189 @@
-//! Placeholder.
+//! The tasks that a person must look at.
+//!
+//! A dead letter is written before its task counts as finished, so no task is ever dead in silence. Letters are kept
+//! in a table of the log, keyed by task id: a task that dies again after a crash replaces its own letter. Nothing is
+//! capped: what does not fit stays unfinished in its queue.
+//!
+//! The index in memory (20 bytes a letter) is built when somebody first asks.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::{
+    log::{Log, Table, TableEntry, TableError},
+    task::TaskId,
+};
+
+const TABLE: &str = "dead-letters";
+
+/// A task that was given up, with the reasons. Stored as JSON; `schema` guards its meaning.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DeadLetter {
+    pub schema: u32,
+    pub id: String,
+    pub target: String,
+    pub lane: String,
+    /// Where the task's record was in its queue.
+    pub partition: u32,
+    pub offset: u64,
+    pub accepted_at: Timestamp,
+    pub dead_at: Timestamp,
+    /// The class of the reason, from a closed list: see `retry::ReasonClass`.
+    pub reason: String,
+    /// The server's error code, or a code of ours such as `timeout`.
+    pub code: String,
+    /// What the server said, without anything that may be an argument.
+    pub message: String,
+    /// Executions that counted.
+    pub attempts: u32,
+    pub first_error_at: Timestamp,
+    pub last_error_at: Timestamp,
+    /// Units of a pipeline, where the task has several: which failed, and how.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub units: Vec<DeadUnit>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
+    /// The task's own bytes, as they were accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<Box<RawValue>>,
+    /// The record's bytes in base64, where they are not JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_base64: Option<String>,
+}
+
+/// How a part of a pipeline ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DeadUnit {
+    /// The command's place in the pipeline.
+    pub index: u32,
+    /// `applied`, or the class of the reason.
+    pub outcome: String,
+    pub code: String,
+    pub message: String,
+}
+
+impl DeadLetter {
+    pub const SCHEMA: u32 = 1;
+}
+
+/// One page of a list.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// Newest first.
+    pub items: Vec<DeadLetter>,
+    /// Where the next page begins; none at the end.
+    pub next: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeadLetterError {
+    #[error(transparent)]
+    Table(#[from] TableError),
+    #[error("the dead letter at position {position} cannot be read")]
+    Unreadable { position: u64 },
+}
+
+/// All dead letters of this data directory.
+pub struct DeadLetters {
+    table: Arc<dyn Table>,
+    index: tokio::sync::Mutex<Option<Index>>,
+}
+
+/// Positions, ascending, and the hash of the key of each.
+#[derive(Default)]
+struct Index {
+    letters: Vec<(u64, u64)>,
+}
+
+impl Index {
+    fn put(&mut self, key: u64, position: u64) {
+        self.letters.retain(|(_, found)| *found != key);
+        self.letters.push((position, key));
+    }
+}
+
+impl DeadLetters {
+    pub fn open(log: &Arc<dyn Log>) -> Result<Arc<Self>, TableError> {
+        Ok(Arc::new(Self { table: log.table(TABLE)?, index: tokio::sync::Mutex::new(None) }))
+    }
+
+    /// Stores a letter durably, in place of an earlier one of the same task.
+    pub async fn put(&self, letter: &DeadLetter) -> Result<(), TableError> {
+        let key = Bytes::copy_from_slice(letter.id.as_bytes());
+        let value = serde_json::to_vec(letter).expect("a letter has only strings, numbers and JSON").into();
+        // The index is held over the write, so that a list never shows less than what was answered as stored.
+        let mut index = self.index.lock().await;
+        let position = self.table.put(key.clone(), value).await?;
+        if let Some(index) = index.as_mut() {
+            index.put(hash(&key), position);
+        }
+        Ok(())
+    }
+
+    /// Up to `limit` letters, newest first, from `before` on (a position that an earlier page gave).
+    pub async fn list(&self, before: Option<u64>, limit: usize) -> Result<Page, DeadLetterError> {
+        let positions: Vec<u64> = {
+            let mut index = self.index.lock().await;
+            let letters = &self.built(&mut index).await?.letters;
+            let end =
+                before.map_or(letters.len(), |before| letters.partition_point(|(position, _)| *position < before));
+            letters[..end].iter().rev().take(limit + 1).map(|(position, _)| *position).collect()
+        };
+        let mut items = Vec::with_capacity(limit.min(positions.len()));
+        for position in positions.iter().take(limit) {
+            // One that was replaced or removed since the index was read is on a newer page, or gone.
+            if let Some(entry) = self.table.read(*position).await? {
+                items.push(parse(&entry)?);
+            }
+        }
+        let next = (positions.len() > limit).then(|| positions[limit - 1]);
+        Ok(Page { items, next })
+    }
+
+    pub async fn find(&self, id: &TaskId) -> Result<Option<DeadLetter>, DeadLetterError> {
+        let position = {
+            let mut index = self.index.lock().await;
+            let wanted = hash(id.as_str().as_bytes());
+            let letters = &self.built(&mut index).await?.letters;
+            letters.iter().rev().find(|(_, key)| *key == wanted).map(|(position, _)| *position)
+        };
+        let Some(position) = position else { return Ok(None) };
+        let Some(entry) = self.table.read(position).await? else { return Ok(None) };
+        if entry.key != id.as_str().as_bytes() {
+            return Ok(None);
+        }
+        parse(&entry).map(Some)
+    }
+
+    /// How many there are. Builds the index.
+    pub async fn count(&self) -> Result<usize, DeadLetterError> {
+        let mut index = self.index.lock().await;
+        Ok(self.built(&mut index).await?.letters.len())
+    }
+
+    async fn built<'a>(&self, index: &'a mut Option<Index>) -> Result<&'a Index, TableError> {
+        if index.is_none() {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            let visit = move |entry: TableEntry| sender.send((entry.position, hash(&entry.key))).is_ok();
+            self.table.scan(Box::new(visit)).await?;
+            *index = Some(Index { letters: receiver.try_iter().collect() });
+        }
+        Ok(index.as_ref().expect("it was built above"))
+    }
+}
+
+fn hash(key: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(key)
+}
+
+fn parse(entry: &TableEntry) -> Result<DeadLetter, DeadLetterError> {
+    serde_json::from_slice(&entry.value).map_err(|_| DeadLetterError::Unreadable { position: entry.position })
+}

@@ -105,8 +105,7 @@ impl Metrics {
             refused.with_label_values(&[reason]);
         }
         let metrics = Self {
-            accepted: LANES
-                .map(|lane| DURABILITIES.map(|durability| accepted.with_label_values(&[lane, durability]))),
+            accepted: LANES.map(|lane| DURABILITIES.map(|durability| accepted.with_label_values(&[lane, durability]))),
             refused,
             settled: counters(
                 &registry,

@@ -1,0 +1,143 @@
+//! What is stored beside a task's own bytes: the only durable form that a task has.
+//!
+//! The value of a record is the client's JSON, unchanged. Everything that Redrive adds travels in headers, so that a
+//! queue stays readable with any tool:
+//!
+//! | header | value |
+//! |---|---|
+//! | `schema` | `1` |
+//! | `id` | the task's id |
+//! | `accepted_at` | milliseconds since 1970, decimal |
+//! | `identity` | 16 bytes: hash of the id, hash of the operation, little-endian |
+//! | `traceparent` | the request's W3C trace context, where it had one |
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use crate::{
+    log::{HeadersBuilder, Record},
+    task::{Identity, TaskId},
+};
+
+const SCHEMA: &str = "1";
+
+/// A task as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    pub id: TaskId,
+    pub accepted_at: Timestamp,
+    pub identity: Identity,
+    pub traceparent: Option<Box<str>>,
+    /// The client's own bytes.
+    pub value: Bytes,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EnvelopeError {
+    #[error("the record's schema is newer than this version of redrive")]
+    NewerSchema,
+    #[error("the record's header {0} is missing or malformed")]
+    Header(&'static str),
+}
+
+impl Envelope {
+    pub fn encode(&self) -> Record {
+        let mut headers = HeadersBuilder::with_capacity(128);
+        headers.push("schema", SCHEMA.as_bytes());
+        headers.push("id", self.id.as_str().as_bytes());
+        let mut digits = [0; 20];
+        headers.push("accepted_at", decimal(self.accepted_at.as_millisecond(), &mut digits));
+        headers.push("identity", &self.identity.to_bytes());
+        if let Some(traceparent) = &self.traceparent {
+            headers.push("traceparent", traceparent.as_bytes());
+        }
+        Record { headers: headers.build(), value: self.value.clone() }
+    }
+
+    pub fn decode(record: &Record) -> Result<Self, EnvelopeError> {
+        let (mut schema, mut id, mut accepted_at, mut identity, mut traceparent) = (None, None, None, None, None);
+        for (name, value) in record.headers.iter() {
+            match name {
+                "schema" => schema = Some(value),
+                "id" => id = std::str::from_utf8(value).ok().and_then(|id| TaskId::parse(id).ok()),
+                "accepted_at" => accepted_at = parse_milliseconds(value),
+                "identity" => identity = <[u8; 16]>::try_from(value).ok().map(Identity::from_bytes),
+                "traceparent" => traceparent = std::str::from_utf8(value).ok().map(Box::from),
+                _ => {}
+            }
+        }
+        match schema {
+            Some(schema) if schema == SCHEMA.as_bytes() => {}
+            Some(_) => return Err(EnvelopeError::NewerSchema),
+            None => return Err(EnvelopeError::Header("schema")),
+        }
+        Ok(Self {
+            id: id.ok_or(EnvelopeError::Header("id"))?,
+            accepted_at: accepted_at.ok_or(EnvelopeError::Header("accepted_at"))?,
+            identity: identity.ok_or(EnvelopeError::Header("identity"))?,
+            traceparent,
+            value: record.value.clone(),
+        })
+    }
+}
+
+/// Writes a time before the year 2286, and after 1970, without allocating.
+fn decimal(milliseconds: i64, digits: &mut [u8; 20]) -> &[u8] {
+    let mut rest = u64::try_from(milliseconds).unwrap_or(0);
+    let mut start = digits.len();
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            return &digits[start..];
+        }
+    }
+}
+
+fn parse_milliseconds(value: &[u8]) -> Option<Timestamp> {
+    let milliseconds = std::str::from_utf8(value).ok()?.parse().ok()?;
+    Timestamp::from_millisecond(milliseconds).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn envelope() -> Envelope {
+        Envelope {
+            id: TaskId::parse("order-1:a").expect("the id is valid"),
+            accepted_at: Timestamp::from_millisecond(1_764_000_000_123).expect("the time is valid"),
+            identity: Identity { id: 1, operation: 2 },
+            traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
+            value: Bytes::from_static(br#"{"type":"simple","command":"SET","args":["k","v"]}"#),
+        }
+    }
+
+    #[test]
+    fn what_is_stored_is_read_again() {
+        assert_eq!(Envelope::decode(&envelope().encode()), Ok(envelope()));
+        let plain = Envelope { traceparent: None, ..envelope() };
+        assert_eq!(Envelope::decode(&plain.encode()), Ok(plain));
+    }
+
+    /// These bytes are in journals: a change of the format must go on reading them.
+    #[test]
+    fn stored_form_is_stable() {
+        let mut golden = Vec::new();
+        golden.extend_from_slice(b"\x06schema\x01\x001\x02id\x09\x00order-1:a");
+        golden.extend_from_slice(b"\x0baccepted_at\x0d\x001764000000123");
+        golden.extend_from_slice(b"\x08identity\x10\x00\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0");
+        golden.extend_from_slice(b"\x0btraceparent\x37\x0000-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+        assert_eq!(envelope().encode().headers.as_bytes(), &golden);
+    }
+
+    #[test]
+    fn damaged_headers_are_an_error() {
+        let mut record = envelope().encode();
+        record.headers = crate::log::Headers::from_packed(Bytes::from_static(b"\x06schema\x01\x002"));
+        assert_eq!(Envelope::decode(&record), Err(EnvelopeError::NewerSchema));
+        record.headers = crate::log::Headers::default();
+        assert_eq!(Envelope::decode(&record), Err(EnvelopeError::Header("schema")));
+    }
+}

@@ -1,0 +1,278 @@
+//! What was accepted recently: recognises repeated requests and says what became of a task.
+//!
+//! A ring of [`CAPACITY`] small slots, found by the hash of the task's id. It holds no task: what still waits is
+//! known to the consumer in detail, this only knows that it was accepted, and how it was settled. Requests that are
+//! being stored at this moment are kept beside the ring with those who wait for the same fate.
+
+use std::collections::{HashMap, VecDeque};
+
+use hashbrown::HashTable;
+use jiff::Timestamp;
+use tokio::sync::oneshot;
+
+use super::{Accepted, SubmitError};
+use crate::{
+    log::Durability,
+    task::{Identity, Outcome},
+};
+
+/// How many accepted tasks are remembered: 40 bytes each, with the index.
+pub const CAPACITY: usize = 100_000;
+
+/// How many error texts of settled tasks are remembered.
+const ERRORS: usize = 1024;
+
+/// What is remembered of a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    pub accepted_at: Timestamp,
+    pub durability: Durability,
+    pub progress: Progress,
+    /// Executions that counted, once settled.
+    pub attempts: u32,
+    /// The last error's text, where it is still known.
+    pub last_error: Option<Box<str>>,
+}
+
+/// How far a task has come, as far as the ring knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    Stored,
+    /// Finished, in this process or before its start.
+    Settled(Option<Outcome>),
+}
+
+/// A task that came to its end.
+#[derive(Clone, Debug)]
+pub struct Settled {
+    pub identity: Identity,
+    /// None: finished by an earlier process, which is all that the checkpoint says.
+    pub outcome: Option<Outcome>,
+    pub attempts: u32,
+    pub last_error: Option<Box<str>>,
+}
+
+/// The answer to a request whose id may be known.
+pub enum Begun {
+    /// Unknown until now: store it, then call [`Recent::finish`].
+    New,
+    /// Stored before with the same operation.
+    Known(Accepted),
+    /// Stored, or being stored, with another operation.
+    OtherOperation,
+    /// The same task is being stored at this moment: its fate comes through here. A sender that is dropped means
+    /// that the fate is unknown.
+    Pending(oneshot::Receiver<Result<Accepted, SubmitError>>),
+}
+
+#[derive(Clone, Copy)]
+struct Slot {
+    identity: Identity,
+    accepted_at_ms: i64,
+    progress: Progress,
+    durability: Durability,
+    attempts: u8,
+}
+
+struct Pending {
+    operation: u64,
+    waiters: Vec<oneshot::Sender<Result<Accepted, SubmitError>>>,
+    /// Set when the consumer was faster than the answer to the request.
+    settled: Option<Settled>,
+}
+
+pub struct Recent {
+    slots: Vec<Slot>,
+    /// Slot numbers by the hash of the id.
+    index: HashTable<u32>,
+    /// The slot that is overwritten next, once all are in use.
+    oldest: usize,
+    capacity: usize,
+    pending: HashMap<u64, Pending>,
+    errors: VecDeque<(u64, Box<str>)>,
+}
+
+impl Recent {
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            // Reserved, not touched: memory that holds nothing yet costs nothing.
+            slots: Vec::with_capacity(capacity),
+            index: HashTable::new(),
+            oldest: 0,
+            capacity,
+            pending: HashMap::new(),
+            errors: VecDeque::new(),
+        }
+    }
+
+    /// Asks whether a task may be stored, and if so marks it as being stored.
+    pub fn begin(&mut self, identity: Identity) -> Begun {
+        if let Some(slot) = self.slot(identity.id) {
+            return if slot.identity.operation == identity.operation {
+                Begun::Known(Accepted {
+                    accepted_at: timestamp(slot.accepted_at_ms),
+                    durability: slot.durability,
+                    replayed: true,
+                })
+            } else {
+                Begun::OtherOperation
+            };
+        }
+        match self.pending.get_mut(&identity.id) {
+            Some(pending) if pending.operation != identity.operation => Begun::OtherOperation,
+            Some(pending) => {
+                let (sender, receiver) = oneshot::channel();
+                pending.waiters.push(sender);
+                Begun::Pending(receiver)
+            }
+            None => {
+                let pending = Pending { operation: identity.operation, waiters: Vec::new(), settled: None };
+                self.pending.insert(identity.id, pending);
+                Begun::New
+            }
+        }
+    }
+
+    /// Ends what [`Recent::begin`] began, and tells those who wait for the same fate.
+    pub fn finish(&mut self, identity: Identity, fate: &Result<Accepted, SubmitError>) {
+        let Some(pending) = self.pending.remove(&identity.id) else { return };
+        if let Ok(accepted) = fate {
+            self.remember(identity, accepted.accepted_at, accepted.durability, Progress::Stored);
+        }
+        if let Some(settled) = pending.settled {
+            self.settle(settled);
+        }
+        for waiter in pending.waiters {
+            let fate = fate.clone().map(|accepted| Accepted { replayed: true, ..accepted });
+            // Whoever stopped waiting does not need the answer.
+            let _ = waiter.send(fate);
+        }
+    }
+
+    /// Remembers a task that is stored, in place of the oldest one when the ring is full.
+    pub fn remember(&mut self, identity: Identity, accepted_at: Timestamp, durability: Durability, progress: Progress) {
+        if self.slot(identity.id).is_some() {
+            return;
+        }
+        let slot = Slot { identity, accepted_at_ms: accepted_at.as_millisecond(), progress, durability, attempts: 0 };
+        let number = if self.slots.len() < self.capacity {
+            self.slots.push(slot);
+            self.slots.len() - 1
+        } else {
+            let number = self.oldest;
+            self.oldest = (self.oldest + 1) % self.capacity;
+            let forgotten = self.slots[number].identity.id;
+            if let Ok(entry) = self.index.find_entry(forgotten, |found| *found as usize == number) {
+                entry.remove();
+            }
+            self.slots[number] = slot;
+            number
+        };
+        let slots = &self.slots;
+        let number = u32::try_from(number).expect("the capacity is far below 2^32");
+        self.index.insert_unique(identity.id, number, |number| slots[*number as usize].identity.id);
+    }
+
+    /// Notes how a task was settled. One that is no longer remembered is passed over.
+    pub fn settle(&mut self, settled: Settled) {
+        let id = settled.identity.id;
+        if let Some(pending) = self.pending.get_mut(&id) {
+            pending.settled = Some(settled);
+            return;
+        }
+        let Some(number) = self.number(id) else { return };
+        let slot = &mut self.slots[number];
+        slot.progress = Progress::Settled(settled.outcome);
+        slot.attempts = u8::try_from(settled.attempts).unwrap_or(u8::MAX);
+        if let Some(error) = settled.last_error {
+            if self.errors.len() == ERRORS {
+                self.errors.pop_front();
+            }
+            self.errors.push_back((id, error));
+        }
+    }
+
+    /// What is remembered of the task whose id has this hash.
+    pub fn find(&self, id: u64) -> Option<Remembered> {
+        let slot = self.slot(id)?;
+        Some(Remembered {
+            accepted_at: timestamp(slot.accepted_at_ms),
+            durability: slot.durability,
+            progress: slot.progress,
+            attempts: u32::from(slot.attempts),
+            last_error: self.errors.iter().rev().find(|(found, _)| *found == id).map(|(_, error)| error.clone()),
+        })
+    }
+
+    fn number(&self, id: u64) -> Option<usize> {
+        self.index.find(id, |number| self.slots[*number as usize].identity.id == id).map(|number| *number as usize)
+    }
+
+    fn slot(&self, id: u64) -> Option<&Slot> {
+        self.number(id).map(|number| &self.slots[number])
+    }
+}
+
+fn timestamp(milliseconds: i64) -> Timestamp {
+    Timestamp::from_millisecond(milliseconds).expect("the slot was filled from a timestamp")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(id: u64, operation: u64) -> Identity {
+        Identity { id, operation }
+    }
+
+    fn accepted() -> Accepted {
+        Accepted { accepted_at: Timestamp::UNIX_EPOCH, durability: Durability::Local, replayed: false }
+    }
+
+    #[test]
+    fn a_second_request_waits_for_the_fate_of_the_first() {
+        let mut recent = Recent::new(10);
+        assert!(matches!(recent.begin(identity(1, 1)), Begun::New));
+        let Begun::Pending(mut same) = recent.begin(identity(1, 1)) else { panic!("the first is still being stored") };
+        assert!(matches!(recent.begin(identity(1, 2)), Begun::OtherOperation));
+        recent.finish(identity(1, 1), &Ok(accepted()));
+        assert!(same.try_recv().expect("the fate was told").expect("it was stored").replayed);
+        assert!(matches!(recent.begin(identity(1, 1)), Begun::Known(_)));
+        assert!(matches!(recent.begin(identity(1, 2)), Begun::OtherOperation));
+    }
+
+    #[test]
+    fn a_task_that_could_not_be_stored_may_be_tried_again() {
+        let mut recent = Recent::new(10);
+        assert!(matches!(recent.begin(identity(1, 1)), Begun::New));
+        recent.finish(identity(1, 1), &Err(SubmitError::OtherOperation));
+        assert!(matches!(recent.begin(identity(1, 2)), Begun::New));
+    }
+
+    #[test]
+    fn a_task_settled_before_its_answer_is_known_as_settled() {
+        let mut recent = Recent::new(10);
+        assert!(matches!(recent.begin(identity(1, 1)), Begun::New));
+        recent.settle(Settled {
+            identity: identity(1, 1),
+            outcome: Some(Outcome::Applied),
+            attempts: 1,
+            last_error: None,
+        });
+        recent.finish(identity(1, 1), &Ok(accepted()));
+        assert_eq!(recent.find(1).expect("it is remembered").progress, Progress::Settled(Some(Outcome::Applied)));
+    }
+
+    #[test]
+    fn only_the_newest_are_remembered() {
+        let mut recent = Recent::new(1000);
+        for id in 0..5000 {
+            recent.remember(identity(id, id), Timestamp::UNIX_EPOCH, Durability::Local, Progress::Stored);
+        }
+        assert_eq!(
+            (0..5000).filter(|id| recent.find(*id).is_some()).collect::<Vec<_>>(),
+            (4000..5000).collect::<Vec<_>>()
+        );
+        assert_eq!(recent.index.len(), 1000);
+    }
+}
