@@ -10,6 +10,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::task::TaskId;
 
+pub mod schedule;
+
 /// What the rest of the process may ask the consumer.
 #[derive(Clone)]
 pub struct Handle {

@@ -1,0 +1,420 @@
+//! What may run next: the order of units that share a key.
+//!
+//! Units are inserted in the order of their records. A unit waits for every earlier unfinished unit that shares a key
+//! with it; keys are known by their 64-bit hashes, so that a collision can add an order but never lose one. A unit
+//! without known keys (a barrier) waits for all earlier ones, and all later ones wait for it. Pure: no IO, and time
+//! is passed in.
+//!
+//! ```text
+//!            insert                 pop_ready              finish
+//!  record ──────────▶ blocked ─▶ ready ─────────▶ running ────────▶ gone, wakes what waited
+//!                                  ▲                │  │
+//!                                  └─── put_back ───┘  │ postpone (keeps its keys)
+//!                                  ▲                   ▼
+//!                                  └────── wake ──── backoff
+//! ```
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, VecDeque},
+    time::Instant,
+};
+
+use hashbrown::HashMap;
+
+/// The place of a unit in its schedule; reused after it was finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UnitId(u32);
+
+/// What a unit conflicts on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Keys {
+    /// Everything: its keys are not known.
+    Barrier,
+    One(u64),
+    /// Distinct.
+    Many(Box<[u64]>),
+}
+
+impl Keys {
+    pub fn new(mut hashes: Vec<u64>) -> Self {
+        hashes.sort_unstable();
+        hashes.dedup();
+        match hashes.as_slice() {
+            [] => Self::Barrier,
+            [one] => Self::One(*one),
+            _ => Self::Many(hashes.into()),
+        }
+    }
+
+    fn as_slice(&self) -> &[u64] {
+        match self {
+            Self::Barrier => &[],
+            Self::One(key) => std::slice::from_ref(key),
+            Self::Many(keys) => keys,
+        }
+    }
+}
+
+/// Whether a unit runs, or what it waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnitState {
+    /// Behind a barrier, or behind units that share a key.
+    Blocked,
+    Ready,
+    Running,
+    Backoff(Instant),
+}
+
+struct Node<T> {
+    payload: T,
+    keys: Keys,
+    state: UnitState,
+    /// Earlier unfinished units that share a key, counted once per key.
+    blockers: u32,
+    /// Later units that this one blocks, once per key.
+    blocked: Vec<UnitId>,
+}
+
+/// The units of one partition.
+pub struct Schedule<T> {
+    nodes: Vec<Option<Node<T>>>,
+    free: Vec<UnitId>,
+    /// The last unfinished unit of each key.
+    tails: HashMap<u64, UnitId>,
+    ready: VecDeque<UnitId>,
+    backoff: BinaryHeap<Reverse<(Instant, UnitId)>>,
+    /// Units that take part in the order by key: not behind a barrier, not finished.
+    linked: usize,
+    /// A barrier that waits or runs, and what came after it.
+    barrier: Option<UnitId>,
+    behind: VecDeque<UnitId>,
+}
+
+impl<T: Copy> Default for Schedule<T> {
+    fn default() -> Self {
+        Self {
+            nodes: Vec::new(),
+            free: Vec::new(),
+            tails: HashMap::new(),
+            ready: VecDeque::new(),
+            backoff: BinaryHeap::new(),
+            linked: 0,
+            barrier: None,
+            behind: VecDeque::new(),
+        }
+    }
+}
+
+impl<T: Copy> Schedule<T> {
+    /// Adds a unit after all that were inserted before.
+    pub fn insert(&mut self, keys: Keys, payload: T) -> UnitId {
+        let node = Node { payload, keys, state: UnitState::Blocked, blockers: 0, blocked: Vec::new() };
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.nodes[id.0 as usize] = Some(node);
+                id
+            }
+            None => {
+                self.nodes.push(Some(node));
+                UnitId(u32::try_from(self.nodes.len() - 1).expect("windows hold far fewer than 2^32 units"))
+            }
+        };
+        if self.barrier.is_some() {
+            self.behind.push_back(id);
+        } else {
+            self.link(id);
+        }
+        id
+    }
+
+    /// The unit that has been ready for longest, now running.
+    pub fn pop_ready(&mut self) -> Option<(UnitId, T)> {
+        let id = self.ready.pop_front()?;
+        let node = self.node_mut(id);
+        node.state = UnitState::Running;
+        Some((id, node.payload))
+    }
+
+    /// Looks through at most `depth` ready units for one that is wanted, takes it out and lets it run.
+    pub fn pop_ready_if(&mut self, depth: usize, wanted: impl Fn(T) -> bool) -> Option<(UnitId, T)> {
+        let found = self.ready.iter().take(depth).position(|id| wanted(self.node(*id).payload))?;
+        let id = self.ready.remove(found).expect("the position was found in this queue");
+        let node = self.node_mut(id);
+        node.state = UnitState::Running;
+        Some((id, node.payload))
+    }
+
+    /// A running unit did not run after all: it is the next one again.
+    pub fn put_back(&mut self, id: UnitId) {
+        self.node_mut(id).state = UnitState::Ready;
+        self.ready.push_front(id);
+    }
+
+    /// A running unit is tried again at `until`; until then its keys stay taken.
+    pub fn postpone(&mut self, id: UnitId, until: Instant) {
+        self.node_mut(id).state = UnitState::Backoff(until);
+        self.backoff.push(Reverse((until, id)));
+    }
+
+    /// Makes those units ready whose time has come.
+    pub fn wake(&mut self, now: Instant) {
+        while let Some(Reverse((until, id))) = self.backoff.peek().copied()
+            && until <= now
+        {
+            self.backoff.pop();
+            self.node_mut(id).state = UnitState::Ready;
+            self.ready.push_back(id);
+        }
+    }
+
+    /// When [`Schedule::wake`] has something to do next.
+    pub fn next_wake(&self) -> Option<Instant> {
+        self.backoff.peek().map(|Reverse((until, _))| *until)
+    }
+
+    /// Ends a running unit and lets go what waited for it.
+    pub fn finish(&mut self, id: UnitId) {
+        let node = self.nodes[id.0 as usize].take().expect("a unit is finished once");
+        debug_assert_eq!(node.state, UnitState::Running);
+        self.free.push(id);
+        self.linked -= 1;
+        for key in node.keys.as_slice() {
+            if self.tails.get(key) == Some(&id) {
+                self.tails.remove(key);
+            }
+        }
+        for blocked in node.blocked {
+            self.unblock(blocked);
+        }
+        match self.barrier {
+            Some(barrier) if barrier == id => self.lift_barrier(),
+            Some(barrier) if self.linked == 1 && self.node(barrier).state == UnitState::Blocked => {
+                self.make_ready(barrier);
+            }
+            _ => {}
+        }
+        if self.linked == 0 && self.behind.is_empty() {
+            self.give_back_memory();
+        }
+    }
+
+    pub fn state(&self, id: UnitId) -> UnitState {
+        self.node(id).state
+    }
+
+    pub fn ready_len(&self) -> usize {
+        self.ready.len()
+    }
+
+    pub fn backoff_len(&self) -> usize {
+        self.backoff.len()
+    }
+
+    fn link(&mut self, id: UnitId) {
+        self.linked += 1;
+        let keys = std::mem::replace(&mut self.node_mut(id).keys, Keys::Barrier);
+        if keys == Keys::Barrier {
+            self.barrier = Some(id);
+            if self.linked == 1 {
+                self.make_ready(id);
+            }
+            return;
+        }
+        let mut blockers = 0;
+        for key in keys.as_slice() {
+            if let Some(earlier) = self.tails.insert(*key, id) {
+                self.node_mut(earlier).blocked.push(id);
+                blockers += 1;
+            }
+        }
+        let node = self.node_mut(id);
+        node.keys = keys;
+        node.blockers = blockers;
+        if blockers == 0 {
+            self.make_ready(id);
+        }
+    }
+
+    fn unblock(&mut self, id: UnitId) {
+        let node = self.node_mut(id);
+        node.blockers -= 1;
+        if node.blockers == 0 {
+            self.make_ready(id);
+        }
+    }
+
+    /// Links what came after a finished barrier, up to the next one.
+    fn lift_barrier(&mut self) {
+        self.barrier = None;
+        while self.barrier.is_none()
+            && let Some(id) = self.behind.pop_front()
+        {
+            self.link(id);
+        }
+    }
+
+    fn make_ready(&mut self, id: UnitId) {
+        self.node_mut(id).state = UnitState::Ready;
+        self.ready.push_back(id);
+    }
+
+    /// After a large backlog the tables would keep their size for ever.
+    fn give_back_memory(&mut self) {
+        const KEEP: usize = 1024;
+        if self.nodes.capacity() > KEEP {
+            self.nodes = Vec::new();
+            self.free = Vec::new();
+            self.ready.shrink_to(KEEP);
+            self.behind.shrink_to(KEEP);
+            self.tails.shrink_to(KEEP);
+        }
+    }
+
+    fn node(&self, id: UnitId) -> &Node<T> {
+        self.nodes[id.0 as usize].as_ref().expect("the unit is not finished")
+    }
+
+    fn node_mut(&mut self, id: UnitId) -> &mut Node<T> {
+        self.nodes[id.0 as usize].as_mut().expect("the unit is not finished")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn keys(keys: &[u64]) -> Keys {
+        Keys::new(keys.to_vec())
+    }
+
+    fn drain(schedule: &mut Schedule<u32>) -> Vec<u32> {
+        let mut ran = Vec::new();
+        while let Some((id, payload)) = schedule.pop_ready() {
+            ran.push(payload);
+            schedule.finish(id);
+        }
+        ran
+    }
+
+    #[test]
+    fn a_unit_waits_for_all_earlier_ones_on_its_keys() {
+        let mut schedule = Schedule::default();
+        schedule.insert(keys(&[1]), 0);
+        schedule.insert(keys(&[2]), 1);
+        schedule.insert(keys(&[1, 2]), 2);
+        schedule.insert(keys(&[3]), 3);
+        schedule.insert(keys(&[2]), 4);
+        let (first, _) = schedule.pop_ready().expect("0 waits for nothing");
+        let (second, _) = schedule.pop_ready().expect("1 waits for nothing");
+        assert_eq!(schedule.pop_ready().map(|(_, payload)| payload), Some(3));
+        assert_eq!(schedule.pop_ready(), None);
+        schedule.finish(second);
+        assert_eq!(schedule.pop_ready(), None);
+        schedule.finish(first);
+        assert_eq!(drain(&mut schedule), [2, 4]);
+    }
+
+    #[test]
+    fn a_unit_in_backoff_keeps_its_keys_and_lets_others_pass() {
+        let start = Instant::now();
+        let mut schedule = Schedule::default();
+        schedule.insert(keys(&[1]), 0);
+        schedule.insert(keys(&[1]), 1);
+        schedule.insert(keys(&[2]), 2);
+        let (id, _) = schedule.pop_ready().expect("0 is ready");
+        schedule.postpone(id, start + Duration::from_secs(1));
+        assert_eq!(drain(&mut schedule), [2]);
+        schedule.wake(start);
+        assert_eq!(drain(&mut schedule), [0; 0]);
+        assert_eq!(schedule.next_wake(), Some(start + Duration::from_secs(1)));
+        schedule.wake(start + Duration::from_secs(1));
+        assert_eq!(drain(&mut schedule), [0, 1]);
+    }
+
+    #[test]
+    fn a_barrier_waits_for_all_and_all_wait_for_it() {
+        let mut schedule = Schedule::default();
+        schedule.insert(keys(&[1]), 0);
+        schedule.insert(Keys::Barrier, 1);
+        schedule.insert(keys(&[2]), 2);
+        schedule.insert(Keys::Barrier, 3);
+        schedule.insert(keys(&[3]), 4);
+        let (id, payload) = schedule.pop_ready().expect("0 is ready");
+        assert_eq!(payload, 0);
+        assert_eq!(schedule.pop_ready(), None);
+        schedule.finish(id);
+        assert_eq!(drain(&mut schedule), [1, 2, 3, 4]);
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Step {
+        Finish,
+        PutBack,
+        Postpone,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
+        let step = prop_oneof![5 => Just(Step::Finish), 1 => Just(Step::PutBack), 2 => Just(Step::Postpone)];
+        prop::collection::vec((0..4usize, step), 0..200)
+    }
+
+    proptest! {
+        /// Units run while others of their keys run, are put back or in backoff: the order by key must hold, and
+        /// everything must run in the end.
+        #[test]
+        fn units_that_share_a_key_never_overtake(
+            units in prop::collection::vec(prop::collection::vec(0..6u64, 0..4), 1..60),
+            steps in steps(),
+        ) {
+            let mut schedule = Schedule::default();
+            let mut now = Instant::now();
+            let mut inserted = 0;
+            let mut running: Vec<(UnitId, u32)> = Vec::new();
+            let mut finished: Vec<u32> = Vec::new();
+            let mut steps = steps.into_iter();
+            loop {
+                // Records arrive while others run.
+                if inserted < units.len() {
+                    schedule.insert(keys(&units[inserted]), inserted as u32);
+                    inserted += 1;
+                }
+                while running.len() < 4 && let Some((id, unit)) = schedule.pop_ready() {
+                    for earlier in (0..unit).filter(|earlier| !finished.contains(earlier)) {
+                        let (mine, other) = (&units[unit as usize], &units[earlier as usize]);
+                        let shared = mine.iter().any(|key| other.contains(key));
+                        prop_assert!(!shared && !mine.is_empty() && !other.is_empty(), "{unit} overtook {earlier}");
+                    }
+                    running.push((id, unit));
+                }
+                if running.is_empty() {
+                    if let Some(wake) = schedule.next_wake() {
+                        now = wake;
+                        schedule.wake(now);
+                        continue;
+                    }
+                    if inserted == units.len() {
+                        break;
+                    }
+                    continue;
+                }
+                let (which, step) = steps.next().unwrap_or((0, Step::Finish));
+                let (id, unit) = running.swap_remove(which % running.len());
+                match step {
+                    Step::Finish => {
+                        schedule.finish(id);
+                        finished.push(unit);
+                    }
+                    Step::PutBack => schedule.put_back(id),
+                    Step::Postpone => schedule.postpone(id, now + Duration::from_millis(10)),
+                }
+            }
+            finished.sort_unstable();
+            prop_assert_eq!(finished, (0..units.len() as u32).collect::<Vec<_>>());
+        }
+    }
+}
