@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::task::TaskId;
 
+pub mod checkpoint;
 pub mod schedule;
 
 /// What the rest of the process may ask the consumer.
