@@ -75,6 +75,23 @@ impl Finished {
         self.ends.partition_point(|end| *end <= offset) % 2 == 1
     }
 
+    /// Takes over what `earlier` says from `from` on, which is where this one ends or beyond.
+    pub fn extend_from(&mut self, earlier: &Self, from: u64) {
+        for run in earlier.ends.chunks_exact(2) {
+            let (start, end) = (run[0].max(from), run[1]);
+            match self.ends.last_mut() {
+                _ if start >= end => {}
+                Some(last) if *last >= start => *last = end,
+                _ => self.ends.extend([start, end]),
+            }
+        }
+    }
+
+    /// The offset from which on nothing is finished.
+    pub fn end(&self) -> u64 {
+        self.ends.last().copied().unwrap_or(self.watermark)
+    }
+
     fn span(&self) -> u64 {
         self.ends.last().map_or(0, |end| end - self.watermark)
     }
@@ -265,6 +282,20 @@ mod tests {
             }
             prop_assert_eq!((read.half_done, read.attempts), (state.half_done, state.attempts));
             prop_assert!(read.released);
+        }
+
+        #[test]
+        fn what_was_not_read_again_is_kept(
+            earlier in prop::collection::btree_set(0..200_u64, 0..100),
+            unfinished in prop::collection::btree_set(0..100_u64, 0..50),
+        ) {
+            let earlier = Finished::from_unfinished(0, earlier.iter().copied(), 200);
+            let mut finished = Finished::from_unfinished(0, unfinished.iter().copied(), 100);
+            finished.extend_from(&earlier, 100);
+            for offset in 0..210 {
+                let expected = if offset < 100 { !unfinished.contains(&offset) } else { earlier.contains(offset) };
+                prop_assert_eq!(finished.contains(offset), expected, "{}", offset);
+            }
         }
 
         #[test]

@@ -74,6 +74,8 @@ struct Node<T> {
     blockers: u32,
     /// Later units that this one blocks, once per key.
     blocked: Vec<UnitId>,
+    /// It runs alone: see [`Schedule::set_apart`].
+    apart: bool,
 }
 
 /// The units of one partition.
@@ -83,6 +85,8 @@ pub struct Schedule<T> {
     /// The last unfinished unit of each key.
     tails: HashMap<u64, UnitId>,
     ready: VecDeque<UnitId>,
+    /// Ready units that run alone.
+    apart: VecDeque<UnitId>,
     backoff: BinaryHeap<Reverse<(Instant, UnitId)>>,
     /// Units that take part in the order by key: not behind a barrier, not finished.
     linked: usize,
@@ -98,6 +102,7 @@ impl<T: Copy> Default for Schedule<T> {
             free: Vec::new(),
             tails: HashMap::new(),
             ready: VecDeque::new(),
+            apart: VecDeque::new(),
             backoff: BinaryHeap::new(),
             linked: 0,
             barrier: None,
@@ -109,7 +114,7 @@ impl<T: Copy> Default for Schedule<T> {
 impl<T: Copy> Schedule<T> {
     /// Adds a unit after all that were inserted before.
     pub fn insert(&mut self, keys: Keys, payload: T) -> UnitId {
-        let node = Node { payload, keys, state: UnitState::Blocked, blockers: 0, blocked: Vec::new() };
+        let node = Node { payload, keys, state: UnitState::Blocked, blockers: 0, blocked: Vec::new(), apart: false };
         let id = match self.free.pop() {
             Some(id) => {
                 self.nodes[id.0 as usize] = Some(node);
@@ -145,10 +150,28 @@ impl<T: Copy> Schedule<T> {
         Some((id, node.payload))
     }
 
+    /// The unit set apart that has been ready for longest, now running.
+    pub fn pop_apart(&mut self) -> Option<(UnitId, T)> {
+        let id = self.apart.pop_front()?;
+        let node = self.node_mut(id);
+        node.state = UnitState::Running;
+        Some((id, node.payload))
+    }
+
+    /// From now on a running unit is handed out by [`Schedule::pop_apart`] only, or again with the others.
+    pub fn set_apart(&mut self, id: UnitId, apart: bool) {
+        self.node_mut(id).apart = apart;
+    }
+
     /// A running unit did not run after all: it is the next one again.
     pub fn put_back(&mut self, id: UnitId) {
-        self.node_mut(id).state = UnitState::Ready;
-        self.ready.push_front(id);
+        let node = self.node_mut(id);
+        node.state = UnitState::Ready;
+        if node.apart {
+            self.apart.push_front(id);
+        } else {
+            self.ready.push_front(id);
+        }
     }
 
     /// A running unit is tried again at `until`; until then its keys stay taken.
@@ -163,8 +186,15 @@ impl<T: Copy> Schedule<T> {
             && until <= now
         {
             self.backoff.pop();
-            self.node_mut(id).state = UnitState::Ready;
-            self.ready.push_back(id);
+            self.make_ready(id);
+        }
+    }
+
+    /// Makes a unit ready that is in backoff, before its time.
+    pub fn hurry(&mut self, id: UnitId) {
+        if let Some(UnitState::Backoff(until)) = self.state(id) {
+            self.backoff.retain(|Reverse(entry)| *entry != (until, id));
+            self.make_ready(id);
         }
     }
 
@@ -199,12 +229,17 @@ impl<T: Copy> Schedule<T> {
         }
     }
 
-    pub fn state(&self, id: UnitId) -> UnitState {
-        self.node(id).state
+    /// None: the unit is finished.
+    pub fn state(&self, id: UnitId) -> Option<UnitState> {
+        self.nodes.get(id.0 as usize)?.as_ref().map(|node| node.state)
     }
 
     pub fn ready_len(&self) -> usize {
         self.ready.len()
+    }
+
+    pub fn apart_len(&self) -> usize {
+        self.apart.len()
     }
 
     pub fn backoff_len(&self) -> usize {
@@ -255,8 +290,13 @@ impl<T: Copy> Schedule<T> {
     }
 
     fn make_ready(&mut self, id: UnitId) {
-        self.node_mut(id).state = UnitState::Ready;
-        self.ready.push_back(id);
+        let node = self.node_mut(id);
+        node.state = UnitState::Ready;
+        if node.apart {
+            self.apart.push_back(id);
+        } else {
+            self.ready.push_back(id);
+        }
     }
 
     /// After a large backlog the tables would keep their size for ever.
