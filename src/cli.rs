@@ -1,1 +1,106 @@
-//! Placeholder.
+//! The commands of the binary: what they take, what they print, how they end. Each has a file; what several share is
+//! `http` (a small client), `settings` (the configuration) and `output`.
+//!
+//! Exit statuses are the same for all: 0 it was done, 2 wrong configuration or usage, 1 anything else, with one line
+//! on standard error that says what.
+
+use std::io;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::ConfigError;
+
+mod completions;
+mod config;
+mod output;
+mod serve;
+mod settings;
+
+const EXIT_STATUSES: &str = "Exit status: 0 done, 2 wrong configuration or usage, 1 anything else, with one line on \
+                             standard error that says what.";
+
+/// Keeps the Redis writes that a service could not make, and makes them later: in order, and only while they are
+/// still true.
+#[derive(Parser)]
+#[command(name = "redrive", version, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(after_help = EXIT_STATUSES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Serve(serve::Args),
+    Config(config::Args),
+    Completions(completions::Args),
+    /// Print the version
+    Version,
+}
+
+/// The command line was understood, but asks for something that makes no sense.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct UsageError(String);
+
+impl Cli {
+    /// Does what was asked.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Serve(args) => serve::run(args),
+            Command::Config(args) => config::run(args),
+            Command::Completions(args) => completions::run(&args),
+            Command::Version => Ok(output::print_line(&format!("redrive {}", env!("CARGO_PKG_VERSION")))?),
+        }
+    }
+
+    /// The exit status of a command that ended so. Says on standard error what went wrong, if anything did.
+    pub fn exit_status(result: anyhow::Result<()>) -> u8 {
+        let Err(error) = result else { return 0 };
+        if let Some(error) = error.downcast_ref::<io::Error>()
+            && error.kind() == io::ErrorKind::BrokenPipe
+        {
+            // Whoever read the output has seen enough, as `head` has.
+            return 0;
+        }
+        // Several problems of a configuration are several lines; everything else is one.
+        if let Some(error) = error.downcast_ref::<ConfigError>() {
+            error.to_string().lines().for_each(output::tell);
+            return 2;
+        }
+        output::tell(&format!("{error:#}"));
+        if error.is::<UsageError>() { 2 } else { 1 }
+    }
+}
+
+/// A runtime for a command: one thread, which is plenty for a client and for a sidecar.
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_setting_is_a_flag_of_serve() {
+        let mut command = Cli::command();
+        let help = command.find_subcommand_mut("serve").expect("serve exists").render_long_help().to_string();
+        for setting in crate::config::SETTINGS {
+            assert!(
+                help.contains(&format!("--{} ", setting.flag_name()))
+                    || help.contains(&format!("--{}[", setting.flag_name())),
+                "{}",
+                setting.name
+            );
+            assert!(help.contains(&setting.env_name()), "{}", setting.name);
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The settings as flags, and the configuration that a command works with.
+
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, error::ErrorKind};
+
+use crate::config::{CONFIG_ENV, Config, ConfigError, Loaded, Raw, SETTINGS, Setting, Sources, target_setting};
+
+/// Which file is read.
+#[derive(Debug, Default, clap::Args)]
+pub struct ConfigFile {
+    /// TOML file with settings
+    #[arg(long = "config", value_name = "FILE", env = CONFIG_ENV)]
+    pub file: Option<PathBuf>,
+}
+
+impl ConfigFile {
+    /// The configuration of the file, the environment and flags.
+    pub fn load_with(self, flags: SettingFlags) -> Result<Loaded, ConfigError> {
+        Config::load(&Sources { file: self.file, env: std::env::vars_os().collect(), flags: flags.0 })
+    }
+}
+
+/// One flag per setting, made from the table of settings. Their values are not checked here but with all others.
+#[derive(Default)]
+pub struct SettingFlags(Vec<(String, Raw)>);
+
+const TARGET: &str = "target";
+
+impl clap::Args for SettingFlags {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let heading = "Settings (the same names in the environment and the file)";
+        SETTINGS
+            .iter()
+            .map(arg)
+            .chain([target_arg()])
+            .fold(command, |command, arg| command.arg(arg.help_heading(heading)))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for SettingFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut flags = Self::default();
+        flags.update_from_arg_matches(matches)?;
+        Ok(flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        for setting in SETTINGS {
+            let given: Vec<String> = matches.get_many(setting.name).into_iter().flatten().cloned().collect();
+            match given.as_slice() {
+                [] => {}
+                [one] => self.0.push((setting.name.into(), Raw::One(one.clone()))),
+                _ => self.0.push((setting.name.into(), Raw::Many(given))),
+            }
+        }
+        for given in matches.get_many::<String>(TARGET).into_iter().flatten() {
+            // Refused here and not by a value parser, which would print the URL with its password.
+            let Some((name, url)) = given.split_once('=') else {
+                return Err(clap::Error::raw(ErrorKind::ValueValidation, "--target takes NAME=URL"));
+            };
+            self.0.push((target_setting(name), Raw::One(url.into())));
+        }
+        Ok(())
+    }
+}
+
+fn arg(setting: &'static Setting) -> Arg {
+    // Names have to live as long as the process. They are made once, a few dozen bytes each.
+    let arg = Arg::new(setting.name)
+        .long(&*setting.flag_name().leak())
+        .value_name(setting.kind.placeholder())
+        .action(if setting.kind.is_list() { ArgAction::Append } else { ArgAction::Set })
+        .help(help(setting));
+    if setting.kind.is_flag() { arg.num_args(0..=1).require_equals(true).default_missing_value("true") } else { arg }
+}
+
+fn help(setting: &Setting) -> String {
+    let default = if setting.default.is_empty() { String::new() } else { format!(" [default: {}]", setting.default) };
+    format!("{}{default} [env: {}]", setting.help, setting.env_name())
+}
+
+fn target_arg() -> Arg {
+    Arg::new(TARGET).long(TARGET).value_name("NAME=URL").action(ArgAction::Append).help(
+        "A further Redis and its name; may be repeated. In the file `[targets.NAME]` with `url = ...` \
+         [env: REDRIVE_TARGETS_NAME_URL]",
+    )
+}

@@ -1,0 +1,204 @@
+use std::io::Write as _;
+
+use super::*;
+
+fn sources(file: &tempfile::NamedTempFile, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Sources {
+    Sources {
+        file: Some(file.path().into()),
+        env: env.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+        flags: flags.iter().map(|(name, value)| ((*name).into(), Raw::One((*value).into()))).collect(),
+    }
+}
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
+    file.write_all(text.as_bytes()).expect("it can be written");
+    file
+}
+
+fn load(text: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Loaded, ConfigError> {
+    Config::load(&sources(&file(text), env, flags))
+}
+
+fn load_ok(text: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Config {
+    load(text, env, flags).expect("the configuration is right").config
+}
+
+fn load_err(text: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> ConfigError {
+    load(text, env, flags).expect_err("the configuration is wrong")
+}
+
+#[test]
+fn built_in_values_are_a_configuration() {
+    let config = Config::load(&Sources::default()).expect("the built-in values are right").config;
+    assert_eq!(config.listen, Listen::Tcp(([127, 0, 0, 1], 7379).into()));
+    assert_eq!(config.ops.listen, ([127, 0, 0, 1], 7380).into());
+    assert_eq!(config.data_dir, PathBuf::from("./redrive-data"));
+    assert_eq!(config.targets.len(), 1);
+    assert_eq!(config.targets[0].url.expose(), "redis://127.0.0.1:6379/0");
+    assert_eq!(config.retry.max_retries, 3);
+    assert_eq!(config.retry.base, Duration::from_millis(200));
+    assert_eq!(config.journal.max_bytes, 1 << 30);
+    assert_eq!(config.admission.max_batch_body, 4 << 20);
+    assert_eq!(config.admission.lua, Lua::On);
+    assert_eq!(config.admin.token_file, None);
+}
+
+#[test]
+fn stronger_source_wins() {
+    let text = "[retry]\nmax_retries = 4\nbase = \"1s\"\ncap = \"2s\"\n";
+    let env = [("REDRIVE_RETRY_MAX_RETRIES", "5"), ("REDRIVE_RETRY_BASE", "1500ms"), ("PATH", "/bin")];
+    let config = load_ok(text, &env, &[("retry.max_retries", "6")]);
+    assert_eq!(config.retry.max_retries, 6);
+    assert_eq!(config.retry.base, Duration::from_millis(1500));
+    assert_eq!(config.retry.cap, Duration::from_secs(2));
+}
+
+#[test]
+fn each_value_knows_where_it_came_from() {
+    let text = "data_dir = \"/d\"\n\n[http]\nidle_timeout = \"5s\"\n";
+    let file = file(text);
+    let loaded = Config::load(&sources(&file, &[("REDRIVE_LISTEN", "unix:/s")], &[("log.level", "debug")]))
+        .expect("the configuration is right");
+    let check = |name: &str, value: &str, origin: &str| {
+        let given = loaded.effective.iter().find(|given| given.name == name).expect("every setting has a value");
+        assert_eq!((given.shown().as_str(), given.origin.to_string().as_str()), (value, origin));
+    };
+    check("data_dir", "/d", &format!("{}:1", file.path().display()));
+    check("http.idle_timeout", "5s", &format!("{}:4", file.path().display()));
+    check("listen", "unix:/s", "REDRIVE_LISTEN");
+    check("log.level", "debug", "--log-level");
+    check("retry.cap", "30s", "built-in");
+    assert_eq!(loaded.effective.len(), SETTINGS.len());
+}
+
+#[test]
+fn every_problem_is_reported_at_once() {
+    let text =
+        "lisen = \"127.0.0.1:1\"\n[retry]\nbase = \"1 fortnight\"\nmax_retries = 21\n[kafka]\nbrokers = \"k:9092\"\n";
+    let env = [("REDRIVE_REDIS_CONECTIONS", "4"), ("REDRIVE_OPS_LISTEN", "0.0.0.0:7380")];
+    let error = load_err(text, &env, &[("journal.max_bytes", "1GB")]);
+    let message = error.to_string();
+    for part in [
+        ":1: `lisen` is not a setting; did you mean `listen`?",
+        ":3: `retry.base` is \"1 fortnight\"; expected a duration such as `200ms`, `30s` or `24h`, from 1ms to 1h",
+        ":4: `retry.max_retries` is \"21\"; expected a whole number from 0 to 20",
+        ":5: `kafka` is not a setting",
+        "REDRIVE_REDIS_CONECTIONS: `REDRIVE_REDIS_CONECTIONS` is not a setting; did you mean `REDRIVE_REDIS_CONNECTIONS`?",
+        "--journal-max-bytes: `journal.max_bytes` is \"1GB\"; expected a size such as `64KiB` or `1GiB`",
+        "set `admin.token_file` to a file that holds one (`ops.listen` is from REDRIVE_OPS_LISTEN)",
+    ] {
+        assert!(message.contains(part), "no {part:?} in:\n{message}");
+    }
+    assert_eq!(error.problems().len(), 7, "{message}");
+}
+
+#[test]
+fn wrong_value_is_not_also_reported_as_a_contradiction() {
+    let error = load_err("[retry]\nbase = \"90s\"\ncap = \"one\"\n", &[], &[]);
+    assert_eq!(error.problems().len(), 1, "{error}");
+}
+
+#[test]
+fn missing_file_is_a_problem() {
+    let sources = Sources { file: Some("/nowhere/redrive.toml".into()), ..Sources::default() };
+    let error = Config::load(&sources).expect_err("there is no such file");
+    assert!(error.to_string().contains("/nowhere/redrive.toml: the file cannot be read"));
+}
+
+#[test]
+fn lists_are_arrays_or_have_commas() {
+    let from_file = load_ok("[admission]\nkey_prefixes = [\"a,b:\", \"c:\"]\n", &[], &[]);
+    assert_eq!(from_file.admission.key_prefixes, ["a,b:", "c:"]);
+    let from_env = load_ok("", &[("REDRIVE_ADMISSION_KEY_PREFIXES", "a:, b:")], &[]);
+    assert_eq!(from_env.admission.key_prefixes, ["a:", "b:"]);
+    load_err("[admission]\nkey_prefixes = [\"\"]\n", &[], &[]);
+    load_err("listen = [\"127.0.0.1:1\"]\n", &[], &[]);
+}
+
+#[test]
+fn numbers_and_flags_need_no_quotes_in_the_file() {
+    let text = "[redis]\nconnections = 8\n[journal]\nallow_volatile = true\nmax_bytes = 16_777_216\n[admission]\nlua = false\n";
+    let config = load_ok(text, &[], &[]);
+    assert_eq!(config.redis.connections, 8);
+    assert!(config.journal.allow_volatile);
+    assert_eq!(config.journal.max_bytes, 16 << 20);
+    assert_eq!(config.admission.lua, Lua::Off);
+}
+
+#[test]
+fn targets_come_from_every_source() {
+    let text = "[targets.sessions]\nurl = \"redis://s:6379\"\n[targets.b-2]\nurl = \"redis://b:6379\"\n";
+    let env = [("REDRIVE_TARGETS_CACHE_URL", "redis://:pw@c:6379"), ("REDRIVE_TARGETS_SESSIONS_URL", "redis://t:6379")];
+    let config = load_ok(text, &env, &[("targets.flag.url", "redis://f:6379")]);
+    let targets: Vec<_> = config.targets.iter().map(|target| (target.name.as_str(), target.url.expose())).collect();
+    assert_eq!(
+        targets,
+        [
+            ("default", "redis://127.0.0.1:6379/0"),
+            ("b-2", "redis://b:6379"),
+            ("cache", "redis://:pw@c:6379"),
+            ("flag", "redis://f:6379"),
+            ("sessions", "redis://t:6379"),
+        ]
+    );
+    load_err("[targets.\"a b\"]\nurl = \"redis://s:6379\"\n", &[], &[]);
+    load_err("[targets.default]\nurl = \"redis://s:6379\"\n", &[], &[]);
+    load_err("[targets.a]\nurl = \"redis://s:6379\"\npassword = \"x\"\n", &[], &[]);
+}
+
+#[test]
+fn passwords_are_never_shown() {
+    let text = "[redis]\nurl = \"redis://app:hunter2@h:6379\"\n[targets.b]\nurl = \"redis://:hunter2@b\"\n";
+    let loaded = load(text, &[], &[]).expect("the configuration is right");
+    let shown: String = loaded.effective.iter().map(Given::shown).collect();
+    assert!(!shown.contains("hunter2"), "{shown}");
+    assert!(!format!("{:?}", loaded.config).contains("hunter2"));
+    let error = load_err("[redis]\nurl = \"app:hunter2@h\"\n", &[("REDRIVE_TARGETS_B_URL", "hunter2")], &[]);
+    assert!(!error.to_string().contains("hunter2"), "{error}");
+    assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+}
+
+#[test]
+fn remote_data_plane_has_to_be_allowed() {
+    load_err("", &[("REDRIVE_LISTEN", "0.0.0.0:7379")], &[]);
+    load_ok("", &[("REDRIVE_LISTEN", "0.0.0.0:7379"), ("REDRIVE_ALLOW_REMOTE", "true")], &[]);
+    load_ok("", &[("REDRIVE_LISTEN", "unix:/run/redrive.sock")], &[]);
+}
+
+#[test]
+fn token_file_opens_the_ops_plane() {
+    let config = load_ok("", &[("REDRIVE_OPS_LISTEN", "0.0.0.0:7380"), ("REDRIVE_ADMIN_TOKEN_FILE", "/t")], &[]);
+    assert!(matches!(config.admin.read_token(), Err(TokenError::Unreadable { .. })));
+    let token = file("0123456789abcdef\n");
+    let admin = Admin { token_file: Some(token.path().into()) };
+    let token = admin.read_token().expect("the token can be read").expect("there is one");
+    assert_eq!(token.expose(), "0123456789abcdef");
+}
+
+#[test]
+fn sizes_of_bodies_contain_each_other() {
+    let error = load_err("[admission]\nmax_body = \"8MiB\"\n", &[], &[]);
+    assert!(error.to_string().contains("`admission.max_body` (8MiB) is larger than `admission.max_batch_body` (4MiB)"));
+}
+
+#[test]
+fn no_two_settings_share_a_spelling() {
+    let mut spellings = HashSet::new();
+    for setting in SETTINGS {
+        assert!(spellings.insert(setting.env_name()), "{}", setting.name);
+        assert!(spellings.insert(setting.flag_name()), "{}", setting.name);
+    }
+}
+
+#[test]
+fn documentation_lists_every_setting() {
+    let documented = include_str!("../../docs/settings.md");
+    let table: String = SETTINGS.iter().map(row).collect();
+    assert!(documented.contains(&table), "docs/settings.md should have this table:\n\n{table}");
+}
+
+fn row(setting: &Setting) -> String {
+    let default = if setting.default.is_empty() { "none".into() } else { format!("`{}`", setting.default) };
+    format!("| `{}` | {default} | {} |\n", setting.name, setting.help)
+}

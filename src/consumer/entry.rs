@@ -1,0 +1,162 @@
+//! A task in a window, from being read to being settled.
+
+use jiff::Timestamp;
+
+use super::{checkpoint::UnitEnd, schedule::UnitId};
+use crate::{
+    queue::Envelope,
+    retry::{Executed, Failure, FailureClass, ReasonClass},
+};
+
+/// The place of a task in its window; reused after it was settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TaskSlot(pub u32);
+
+/// Which unit of which task: what the schedule carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnitRef {
+    pub task: TaskSlot,
+    pub unit: u32,
+}
+
+/// A task that is not settled.
+pub struct Entry {
+    pub offset: u64,
+    pub envelope: Envelope,
+    pub max_retries: u8,
+    pub units: Vec<Unit>,
+    /// Units that are not done.
+    pub open: usize,
+    /// None while nothing went wrong, which is the common case.
+    pub trouble: Option<Box<Trouble>>,
+    pub letter: Letter,
+}
+
+/// A unit, as far as its task must know.
+pub struct Unit {
+    /// Where it is in the schedule, while it is not done.
+    pub node: UnitId,
+    pub idempotent: bool,
+    /// Retries spent.
+    pub attempts: u32,
+    /// Ambiguous results in a row while on trial.
+    pub strikes: u32,
+    /// Whether it runs alone from now on, until it was answered.
+    pub suspect: bool,
+    pub end: Option<End>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Applied,
+    /// Judged dead, but the dead letter is not durable yet: its keys stay taken.
+    Dying,
+    Dead,
+}
+
+/// What went wrong so far.
+pub struct Trouble {
+    pub first_error_at: Timestamp,
+    pub last_error_at: Timestamp,
+    pub last: Failure,
+    /// Why each unit died, by its place.
+    pub dead: Vec<(u32, Failure, ReasonClass)>,
+}
+
+/// Where the task's dead letter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Letter {
+    None,
+    /// Being written. `outdated`: another unit died meanwhile.
+    Writing { outdated: bool },
+    /// Could not be written: tried again when the pause is over.
+    Failed,
+    Written,
+}
+
+impl Entry {
+    /// Bytes that this entry counts for in the memory of all windows.
+    pub fn cost(&self) -> usize {
+        // The entry itself, its node and keys in the schedule and its places in the indexes: measured, rounded up.
+        const PER_TASK: usize = 320;
+        const PER_UNIT: usize = 128;
+        PER_TASK
+            + self.units.len() * PER_UNIT
+            + self.envelope.value.len()
+            + self.envelope.id.as_str().len()
+            + self.envelope.traceparent.as_ref().map_or(0, |traceparent| traceparent.len())
+    }
+
+    /// Executions that counted, over all units.
+    pub fn attempts(&self) -> u32 {
+        self.units
+            .iter()
+            .map(|unit| unit.attempts + u32::from(matches!(unit.end, Some(End::Applied | End::Dying | End::Dead))))
+            .max()
+            .unwrap_or(0)
+    }
+
+    pub fn note_failure(&mut self, failure: &Failure, now: Timestamp) {
+        match &mut self.trouble {
+            Some(trouble) => {
+                trouble.last_error_at = now;
+                trouble.last = failure.clone();
+            }
+            None => {
+                self.trouble = Some(Box::new(Trouble {
+                    first_error_at: now,
+                    last_error_at: now,
+                    last: failure.clone(),
+                    dead: Vec::new(),
+                }));
+            }
+        }
+    }
+
+    /// Notes that a unit is dead, by a failure that was noted before or is the first.
+    pub fn note_death(&mut self, unit: u32, failure: &Failure, reason: ReasonClass, now: Timestamp) {
+        self.note_failure(failure, now);
+        let trouble = self.trouble.as_mut().expect("a failure was noted just above");
+        trouble.dead.push((unit, failure.clone(), reason));
+    }
+
+    pub fn is_dead(&self) -> bool {
+        self.trouble.as_ref().is_some_and(|trouble| !trouble.dead.is_empty())
+    }
+
+    /// What a checkpoint says of the units, where there is something to say.
+    pub fn unit_ends(&self) -> Option<Vec<UnitEnd>> {
+        if self.units.len() < 2 || self.open == self.units.len() {
+            return None;
+        }
+        let ends = self.units.iter().enumerate().map(|(place, unit)| match unit.end {
+            Some(End::Applied) => UnitEnd::Applied,
+            Some(End::Dead) => {
+                let death = self.trouble.as_ref().and_then(|trouble| {
+                    trouble.dead.iter().find(|(unit, _, _)| *unit as usize == place).map(|(_, failure, reason)| (failure, reason))
+                });
+                match death {
+                    Some((failure, reason)) => {
+                        UnitEnd::Dead { code: failure.code.to_string(), reason: reason.as_str().to_owned() }
+                    }
+                    None => UnitEnd::Unfinished,
+                }
+            }
+            Some(End::Dying) | None => UnitEnd::Unfinished,
+        });
+        Some(ends.collect())
+    }
+}
+
+/// The failure that a checkpoint remembers of a dead unit: its text is in the dead letter.
+pub fn remembered_failure(code: &str, reason: &str) -> (Failure, ReasonClass) {
+    let reason = ReasonClass::ALL.into_iter().find(|class| class.as_str() == reason).unwrap_or(ReasonClass::WrongState);
+    let failure = Failure {
+        class: FailureClass::Dead,
+        code: code.into(),
+        message: "judged before the sidecar was started again".into(),
+        executed: Executed::Maybe,
+        reason,
+    };
+    (failure, reason)
+}

@@ -1,0 +1,276 @@
+//! The tasks of one partition that were read and are not settled.
+//!
+//! ```text
+//!   watermark                          next
+//!       ▼                               ▼
+//! ──────┬──┬──┬──┬──┬──┬──┬──┬──┬──┬──┬─┬──────────▶ offsets
+//!  done │  │ok│  │ok│ok│  │ok│  │  │ok│ │ not read
+//!       └──┴──┴──┴──┴──┴──┴──┴──┴──┴──┴─┘
+//!              one waits, the others go on
+//! ```
+//!
+//! Bounded twice: by the span of offsets that a checkpoint can describe, and by the memory of all windows together.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use super::{
+    checkpoint::{Finished, State},
+    entry::{Entry, TaskSlot, UnitRef},
+    schedule::Schedule,
+};
+use crate::log::{Checkpoint, Epoch, Partition, Reader};
+
+/// The most offsets between the watermark and what is read next: what a checkpoint can describe.
+const MAX_SPAN: u64 = 1_048_576;
+
+/// The most bytes of records between the watermark and what is read next: what one parked task can pin on disk.
+const MAX_SPAN_BYTES: u64 = 256 * 1024 * 1024;
+
+/// The most bytes that one read takes into memory.
+const MAX_READ: usize = 256 * 1024;
+
+/// Every window may hold this much, however full the others are.
+const FLOOR: usize = 128 * 1024;
+
+/// The memory that all windows of the process share.
+#[derive(Debug)]
+pub struct Budget {
+    limit: usize,
+    used: AtomicUsize,
+}
+
+impl Budget {
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { limit, used: AtomicUsize::new(0) })
+    }
+}
+
+pub struct Window {
+    pub partition: Partition,
+    pub epoch: Epoch,
+    /// Away while a read is under way.
+    pub reader: Option<Box<dyn Reader>>,
+    pub schedule: Schedule<UnitRef>,
+    /// Something finished or failed since the last checkpoint.
+    pub changed: bool,
+    pub committing: bool,
+    entries: Vec<Option<Entry>>,
+    free: Vec<TaskSlot>,
+    /// The slots of unsettled tasks, by offset.
+    unfinished: BTreeMap<u64, TaskSlot>,
+    /// Offsets whose tasks have something that a checkpoint must say: attempts, or some units done.
+    notable: BTreeMap<u64, TaskSlot>,
+    /// The offset after the last one that was read.
+    next: u64,
+    /// What the checkpoint at the start says of offsets that were not read again yet.
+    earlier: State,
+    /// The last offset of each read, and how many bytes it had, oldest first.
+    reads: VecDeque<(u64, u64)>,
+    span_bytes: u64,
+    /// Bytes that the entries count for.
+    pub cost: usize,
+    budget: Arc<Budget>,
+}
+
+impl Window {
+    pub fn new(
+        partition: Partition,
+        epoch: Epoch,
+        checkpoint: Option<Checkpoint>,
+        reader: Box<dyn Reader>,
+        budget: Arc<Budget>,
+    ) -> Self {
+        let Checkpoint { watermark, state } = checkpoint.unwrap_or_default();
+        let earlier = match State::decode(watermark, &state) {
+            Some(state) => state,
+            None if state.is_empty() => State::default(),
+            None => {
+                tracing::warn!(
+                    partition = %partition,
+                    "The checkpoint of {partition} cannot be read above offset {watermark}: what was finished there runs again"
+                );
+                State::default()
+            }
+        };
+        Self {
+            partition,
+            epoch,
+            reader: Some(reader),
+            schedule: Schedule::default(),
+            changed: false,
+            committing: false,
+            entries: Vec::new(),
+            free: Vec::new(),
+            unfinished: BTreeMap::new(),
+            notable: BTreeMap::new(),
+            next: watermark,
+            earlier,
+            reads: VecDeque::new(),
+            span_bytes: 0,
+            cost: 0,
+            budget,
+        }
+    }
+
+    /// Every record below is finished.
+    pub fn watermark(&self) -> u64 {
+        self.unfinished.first_key_value().map_or(self.next, |(offset, _)| *offset)
+    }
+
+    /// How many bytes may be read now, if any.
+    pub fn room(&self) -> Option<usize> {
+        if self.next - self.watermark() >= MAX_SPAN || self.span_bytes >= MAX_SPAN_BYTES {
+            return None;
+        }
+        let used = self.budget.used.load(Ordering::Relaxed);
+        let room = self.budget.limit.saturating_sub(used).max(FLOOR.saturating_sub(self.cost));
+        // Tiny reads would cost more than they bring.
+        (room >= MAX_READ.min(FLOOR) / 2).then_some(room.min(MAX_READ))
+    }
+
+    /// What the last process knew about this offset: None when its task is finished.
+    pub fn earlier(&self, offset: u64) -> Option<Earlier> {
+        if self.earlier.finished.contains(offset) && offset >= self.next && self.earlier.finished.end() > offset {
+            return None;
+        }
+        Some(Earlier {
+            units: self.earlier.half_done.get(&offset).cloned().unwrap_or_default(),
+            attempts: self
+                .earlier
+                .attempts
+                .range((offset, 0)..=(offset, u32::MAX))
+                .map(|((_, unit), attempts)| (*unit, *attempts))
+                .collect(),
+        })
+    }
+
+    /// Notes that records up to `last` were read, `bytes` of them.
+    pub fn note_read(&mut self, last: u64, bytes: u64) {
+        self.next = last + 1;
+        self.reads.push_back((last, bytes));
+        self.span_bytes += bytes;
+        if self.next >= self.earlier.finished.end() {
+            let next = self.next;
+            self.earlier.half_done.retain(|offset, _| *offset >= next);
+            self.earlier.attempts.retain(|(offset, _), _| *offset >= next);
+            if self.earlier.half_done.is_empty() && self.earlier.attempts.is_empty() {
+                self.earlier = State::default();
+            }
+        }
+        self.forget_reads();
+    }
+
+    /// Takes an entry in. Its units are inserted into the schedule by whoever knows their keys.
+    pub fn insert(&mut self, entry: Entry) -> TaskSlot {
+        let (offset, cost) = (entry.offset, entry.cost());
+        self.cost += cost;
+        self.budget.used.fetch_add(cost, Ordering::Relaxed);
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.entries[slot.0 as usize] = Some(entry);
+                slot
+            }
+            None => {
+                self.entries.push(Some(entry));
+                TaskSlot(u32::try_from(self.entries.len() - 1).expect("the budget holds far fewer than 2^32 tasks"))
+            }
+        };
+        self.unfinished.insert(offset, slot);
+        slot
+    }
+
+    /// Removes a settled task.
+    pub fn remove(&mut self, slot: TaskSlot) -> Entry {
+        let entry = self.entries[slot.0 as usize].take().expect("a task is settled once");
+        let cost = entry.cost();
+        self.cost -= cost;
+        self.budget.used.fetch_sub(cost, Ordering::Relaxed);
+        self.unfinished.remove(&entry.offset);
+        self.notable.remove(&entry.offset);
+        self.free.push(slot);
+        self.changed = true;
+        self.forget_reads();
+        if self.unfinished.is_empty() && self.entries.capacity() > 1024 {
+            self.entries = Vec::new();
+            self.free = Vec::new();
+        }
+        entry
+    }
+
+    pub fn entry(&self, slot: TaskSlot) -> &Entry {
+        self.entries[slot.0 as usize].as_ref().expect("the task is not settled")
+    }
+
+    pub fn entry_mut(&mut self, slot: TaskSlot) -> &mut Entry {
+        self.entries[slot.0 as usize].as_mut().expect("the task is not settled")
+    }
+
+    /// The next checkpoint must say something about this task.
+    pub fn note(&mut self, slot: TaskSlot) {
+        let offset = self.entry(slot).offset;
+        self.notable.insert(offset, slot);
+        self.changed = true;
+    }
+
+    /// Unsettled tasks in the order of their offsets.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.unfinished.values().map(|slot| self.entry(*slot))
+    }
+
+    pub fn len(&self) -> usize {
+        self.unfinished.len()
+    }
+
+    /// What to write down now.
+    pub fn checkpoint(&self, boot_id: [u8; 16], released: bool) -> Checkpoint {
+        let watermark = self.watermark();
+        let mut finished = Finished::from_unfinished(watermark, self.unfinished.keys().copied(), self.next);
+        finished.extend_from(&self.earlier.finished, self.next);
+        let mut state = State { boot_id, released, finished, ..State::default() };
+        for (offset, slot) in &self.notable {
+            let entry = self.entry(*slot);
+            if let Some(ends) = entry.unit_ends() {
+                state.half_done.insert(*offset, ends);
+            }
+            for (place, unit) in entry.units.iter().enumerate() {
+                if unit.attempts > 0 && unit.end.is_none() {
+                    state.attempts.insert((*offset, place as u32), unit.attempts);
+                }
+            }
+        }
+        let next = self.next;
+        state.half_done.extend(self.earlier.half_done.range(next..).map(|(offset, ends)| (*offset, ends.clone())));
+        state.attempts.extend(self.earlier.attempts.range((next, 0)..).map(|(unit, attempts)| (*unit, *attempts)));
+        Checkpoint { watermark, state: state.encode(watermark) }
+    }
+
+    fn forget_reads(&mut self) {
+        let watermark = self.watermark();
+        while let Some((last, bytes)) = self.reads.front().copied()
+            && last < watermark
+        {
+            self.span_bytes -= bytes;
+            self.reads.pop_front();
+        }
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.cost, Ordering::Relaxed);
+    }
+}
+
+/// What an earlier process had done of a task.
+pub struct Earlier {
+    /// How far each unit came; empty when nothing is known.
+    pub units: Vec<super::checkpoint::UnitEnd>,
+    /// Retries spent, by unit.
+    pub attempts: Vec<(u32, u32)>,
+}
