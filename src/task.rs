@@ -1,47 +1,116 @@
-//! Placeholder.
+//! What a task is: an operation on Redis, how it is to be treated, and its context. No IO.
+//!
+//! [`Task::parse`] is the only way from bytes to a task. Admission calls it, and so does the consumer for every record,
+//! since anyone may write to the topic: what it lets through is safe to run. A task borrows from the bytes that it was
+//! parsed from; only strings with escapes and base64 are copied.
+
+use std::borrow::Cow;
+
+use jiff::Timestamp;
+
+mod id;
+mod identity;
+mod lane;
+mod operation;
 mod outcome;
-pub use outcome::Outcome;
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TaskId(Box<str>);
-impl TaskId {
-    pub fn parse(s: &str) -> Result<Self, ()> {
-        Ok(Self(s.into()))
-    }
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
+mod parse;
+mod refusal;
+mod rules;
+mod wire;
+
+pub use self::{
+    id::{TaskId, TaskIdError},
+    identity::Identity,
+    lane::Lane,
+    outcome::Outcome,
+    operation::{Command, Mode, Operation, Script, Unit, UnitKey, UnitKeys},
+    refusal::{FieldError, Refusal, RefusalKind},
+    rules::{Config, LuaPolicy, Rules},
+};
+
+/// What the service knows about its own try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lane {
-    High,
-    Normal,
-    Low,
+pub enum FirstTry {
+    /// It did not run.
+    Refused,
+    /// It may have run.
+    Unknown,
 }
-impl Lane {
-    pub const ALL: [Self; 3] = [Self::High, Self::Normal, Self::Low];
-    pub fn as_str(self) -> &'static str {
-        crate::telemetry::metrics::LANES[self as usize]
-    }
+
+/// What is kept and shown with a task, and means nothing to its execution.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Context<'a> {
+    pub trace_id: Option<Cow<'a, str>>,
+    pub user_uuid: Option<Cow<'a, str>>,
+    pub device_id: Option<Cow<'a, str>>,
+    pub source: Option<Cow<'a, str>>,
+    pub error: Option<Cow<'a, str>>,
 }
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
-    pub id: u64,
-    pub operation: u64,
+
+#[derive(Clone, Debug)]
+pub struct Task<'a> {
+    /// As the client named it. None: the one who accepts it makes one.
+    pub id: Option<TaskId>,
+    pub operation: Operation<'a>,
+    pub target: Cow<'a, str>,
+    pub lane: Option<Lane>,
+    /// Further executions after the first.
+    pub max_retries: Option<u8>,
+    pub ordering_key: Option<Cow<'a, str>>,
+    /// The client says that running it twice is harmless.
+    pub idempotent: bool,
+    pub coalesce: bool,
+    pub first_try: FirstTry,
+    /// When the service tried.
+    pub occurred_at: Option<Timestamp>,
+    pub context: Context<'a>,
 }
-impl Identity {
-    pub fn hash_id(id: &TaskId) -> u64 {
-        xxhash_rust::xxh3::xxh3_64(id.as_str().as_bytes())
+
+impl<'a> Task<'a> {
+    /// The target of a task that names none.
+    pub const DEFAULT_TARGET: &'static str = "default";
+
+    /// Reads a task from the JSON that a client sent, and checks it against the rules.
+    ///
+    /// # Errors
+    ///
+    /// [`RefusalKind::MalformedJson`] when the body is not a JSON object in UTF-8; else all that is wrong with it, each
+    /// with a pointer into the body (the first 20 of them). Errors name places, never contents.
+    pub fn parse(body: &'a [u8], rules: &Rules, now: Timestamp) -> Result<Self, Refusal> {
+        parse::task(body, rules, now)
     }
-    pub fn to_bytes(self) -> [u8; 16] {
-        let mut b = [0; 16];
-        b[..8].copy_from_slice(&self.id.to_le_bytes());
-        b[8..].copy_from_slice(&self.operation.to_le_bytes());
-        b
+
+    /// What duplicates of this task are recognised by, once it has that id.
+    pub fn identity(&self, id: &TaskId) -> Identity {
+        Identity::of(id, &self.target, &self.operation)
     }
-    pub fn from_bytes(b: [u8; 16]) -> Self {
-        Self {
-            id: u64::from_le_bytes(b[..8].try_into().unwrap()),
-            operation: u64::from_le_bytes(b[8..].try_into().unwrap()),
+
+    /// What chooses the task's partition: the key that it names, else its first key's hash tag, else its first key,
+    /// else its id.
+    pub fn default_ordering_key<'s>(&'s self, id: &'s TaskId) -> &'s [u8] {
+        if let Some(explicit) = &self.ordering_key {
+            return explicit.as_bytes();
         }
+        self.operation.first_key().map_or(id.as_str().as_bytes(), hash_tag)
+    }
+
+    /// Whether a unit of this task must run once only, with a marker.
+    pub fn is_once(&self, unit: &Unit<'_>) -> bool {
+        unit.class.is_once() && !self.idempotent
     }
 }
+
+/// The part of a key that a Cluster hashes: what is between its first `{` and the next `}`, if that is not empty; else
+/// the whole key.
+fn hash_tag(key: &[u8]) -> &[u8] {
+    let tag = || {
+        let open = key.iter().position(|byte| *byte == b'{')?;
+        let behind = &key[open + 1..];
+        let close = behind.iter().position(|byte| *byte == b'}')?;
+        Some(&behind[..close])
+    };
+    tag().filter(|tag| !tag.is_empty()).unwrap_or(key)
+}
+
+#[cfg(test)]
+mod tests;

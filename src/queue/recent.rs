@@ -108,7 +108,7 @@ impl Recent {
     /// Asks whether a task may be stored, and if so marks it as being stored.
     pub fn begin(&mut self, identity: Identity) -> Begun {
         if let Some(slot) = self.slot(identity.id) {
-            return if slot.identity.operation == identity.operation {
+            return if slot.identity == identity {
                 Begun::Known(Accepted {
                     accepted_at: timestamp(slot.accepted_at_ms),
                     durability: slot.durability,

@@ -1,0 +1,136 @@
+//! The commands that are accepted, by name.
+
+use super::{
+    Class::{self, Conditional, Idempotent, Move, Relative},
+    CommandSpec,
+    Overwrite::{self, Field, Member, ScoredMember, Whole},
+    TtlAt, TtlUnit,
+    keys::KeyRule::{
+        self, All, Counted, DestThenCounted, DestThenRest, DestThenSource, First, FirstRead, FirstTwo, Pairs, Second,
+        SourceThenDest,
+    },
+    options::{self, Check},
+};
+
+/// Bytes of the longest name, of accepted and of refused commands.
+pub(super) const LONGEST_NAME: usize = 20;
+
+const NOTHING: Overwrite = Overwrite::None;
+
+/// Sorted by name. The columns: name, arity as Redis counts it, keys, class, overwrite. What follows from arguments is
+/// in `options`.
+#[rustfmt::skip]
+pub(super) static ACCEPTED: [CommandSpec; 85] = [
+    row("APPEND", 3, First, Relative, NOTHING),
+    row("BITFIELD", -2, First, Idempotent, NOTHING).with(options::bitfield),
+    row("BITOP", -4, DestThenRest { dest: 1 }, Relative, NOTHING),
+    row("COPY", -3, SourceThenDest, Relative, NOTHING),
+    row("DECR", 2, First, Relative, NOTHING),
+    row("DECRBY", 3, First, Relative, NOTHING),
+    row("DEL", -2, All, Idempotent, Whole),
+    row("EXPIRE", -3, First, Relative, NOTHING).expires_in(1, TtlUnit::Seconds).with(options::expire),
+    row("EXPIREAT", -3, First, Idempotent, NOTHING).expires_at(1, TtlUnit::Seconds).with(options::expire),
+    row("GEOADD", -5, First, Idempotent, NOTHING).with(options::geoadd),
+    row("GEORADIUS", -6, FirstRead, Relative, NOTHING).with(options::georadius),
+    row("GEORADIUSBYMEMBER", -5, FirstRead, Relative, NOTHING).with(options::georadius_by_member),
+    row("GEOSEARCHSTORE", -8, DestThenSource, Relative, NOTHING),
+    row("GETDEL", 2, First, Relative, NOTHING),
+    row("GETEX", -2, First, Idempotent, NOTHING).with(options::getex),
+    row("GETSET", 3, First, Idempotent, NOTHING),
+    row("HDEL", -3, First, Idempotent, Field),
+    row("HINCRBY", 4, First, Relative, NOTHING),
+    row("HINCRBYFLOAT", 4, First, Relative, NOTHING),
+    row("HMSET", -4, First, Idempotent, Field).with(options::field_pairs),
+    row("HSET", -4, First, Idempotent, Field).with(options::field_pairs),
+    row("HSETNX", 4, First, Conditional, NOTHING),
+    row("INCR", 2, First, Relative, NOTHING),
+    row("INCRBY", 3, First, Relative, NOTHING),
+    row("INCRBYFLOAT", 3, First, Relative, NOTHING),
+    row("LINSERT", 5, First, Relative, NOTHING),
+    row("LMOVE", 5, FirstTwo, Relative, NOTHING),
+    row("LMPOP", -4, Counted, Relative, NOTHING),
+    row("LPOP", -2, First, Relative, NOTHING),
+    row("LPUSH", -3, First, Relative, NOTHING),
+    row("LPUSHX", -3, First, Relative, NOTHING),
+    row("LREM", 4, First, Relative, NOTHING).with(options::lrem),
+    row("LSET", 4, First, Relative, NOTHING),
+    row("LTRIM", 4, First, Relative, NOTHING),
+    row("MOVE", 3, First, Move, NOTHING),
+    row("MSET", -3, Pairs, Idempotent, Whole),
+    row("MSETNX", -3, Pairs, Conditional, NOTHING),
+    row("PERSIST", 2, First, Idempotent, NOTHING),
+    row("PEXPIRE", -3, First, Relative, NOTHING).expires_in(1, TtlUnit::Millis).with(options::expire),
+    row("PEXPIREAT", -3, First, Idempotent, NOTHING).expires_at(1, TtlUnit::Millis).with(options::expire),
+    row("PFADD", -2, First, Idempotent, NOTHING),
+    row("PFMERGE", -2, DestThenRest { dest: 0 }, Relative, NOTHING),
+    row("PSETEX", 4, First, Idempotent, Whole).expires_in(1, TtlUnit::Millis),
+    row("RENAME", 3, FirstTwo, Move, NOTHING),
+    row("RENAMENX", 3, FirstTwo, Move, NOTHING),
+    row("RESTORE", -4, First, Relative, NOTHING).with(options::restore),
+    row("RPOP", -2, First, Relative, NOTHING),
+    row("RPOPLPUSH", 3, FirstTwo, Relative, NOTHING),
+    row("RPUSH", -3, First, Relative, NOTHING),
+    row("RPUSHX", -3, First, Relative, NOTHING),
+    row("SADD", -3, First, Idempotent, Member),
+    row("SDIFFSTORE", -3, DestThenRest { dest: 0 }, Relative, NOTHING),
+    row("SET", -3, First, Idempotent, Whole).with(options::set),
+    row("SETBIT", 4, First, Idempotent, NOTHING),
+    row("SETEX", 4, First, Idempotent, Whole).expires_in(1, TtlUnit::Seconds),
+    row("SETNX", 3, First, Conditional, NOTHING),
+    row("SETRANGE", 4, First, Idempotent, NOTHING),
+    row("SINTERSTORE", -3, DestThenRest { dest: 0 }, Relative, NOTHING),
+    row("SMOVE", 4, FirstTwo, Move, NOTHING),
+    row("SORT", -2, FirstRead, Relative, NOTHING).with(options::sort),
+    row("SPOP", -2, First, Relative, NOTHING),
+    row("SREM", -3, First, Idempotent, Member),
+    row("SUNIONSTORE", -3, DestThenRest { dest: 0 }, Relative, NOTHING),
+    row("UNLINK", -2, All, Idempotent, Whole),
+    row("XACK", -4, First, Idempotent, NOTHING),
+    row("XADD", -5, First, Relative, NOTHING),
+    row("XAUTOCLAIM", -6, First, Relative, NOTHING),
+    row("XCLAIM", -6, First, Relative, NOTHING),
+    row("XDEL", -3, First, Idempotent, NOTHING),
+    row("XGROUP", -2, Second, Idempotent, NOTHING).with(options::xgroup),
+    row("XSETID", -3, First, Idempotent, NOTHING),
+    row("XTRIM", -4, First, Relative, NOTHING).with(options::xtrim),
+    row("ZADD", -4, First, Idempotent, ScoredMember).with(options::zadd),
+    row("ZDIFFSTORE", -4, DestThenCounted, Relative, NOTHING),
+    row("ZINCRBY", 4, First, Relative, NOTHING),
+    row("ZINTERSTORE", -4, DestThenCounted, Relative, NOTHING),
+    row("ZMPOP", -4, Counted, Relative, NOTHING),
+    row("ZPOPMAX", -2, First, Relative, NOTHING),
+    row("ZPOPMIN", -2, First, Relative, NOTHING),
+    row("ZRANGESTORE", -5, DestThenSource, Relative, NOTHING),
+    row("ZREM", -3, First, Idempotent, ScoredMember),
+    row("ZREMRANGEBYLEX", 4, First, Idempotent, NOTHING),
+    row("ZREMRANGEBYRANK", 4, First, Relative, NOTHING),
+    row("ZREMRANGEBYSCORE", 4, First, Idempotent, NOTHING),
+    row("ZUNIONSTORE", -4, DestThenCounted, Relative, NOTHING),
+];
+
+const fn row(name: &'static str, arity: i8, keys: KeyRule, class: Class, overwrite: Overwrite) -> CommandSpec {
+    CommandSpec { name, arity, keys, class, overwrite, ttl: None, options: None }
+}
+
+impl CommandSpec {
+    const fn expires_in(mut self, index: usize, unit: TtlUnit) -> Self {
+        self.ttl = Some(TtlAt { index, unit, absolute: false });
+        self
+    }
+
+    const fn expires_at(mut self, index: usize, unit: TtlUnit) -> Self {
+        self.ttl = Some(TtlAt { index, unit, absolute: true });
+        self
+    }
+
+    const fn with(mut self, options: Check) -> Self {
+        self.options = Some(options);
+        self
+    }
+}
+
+/// The row of that name, which is in upper case.
+pub(super) fn find(upper: &[u8]) -> Option<&'static CommandSpec> {
+    let found = ACCEPTED.binary_search_by(|spec| spec.name.as_bytes().cmp(upper));
+    found.ok().map(|index| &ACCEPTED[index])
+}

@@ -1,0 +1,196 @@
+//! What a task does on Redis, and the units it is executed in.
+
+use std::borrow::Cow;
+
+use hashbrown::HashMap;
+
+use crate::commands::{ArgumentFault, Class, CommandSpec, Effects, Overwrite, TtlAt};
+
+/// Up to this many keys, comparing all is cheaper than hashing.
+const FEW_KEYS: usize = 16;
+
+#[derive(Clone, Debug)]
+pub enum Operation<'a> {
+    Simple(Command<'a>),
+    /// At least one command.
+    Pipeline {
+        mode: Mode,
+        commands: Vec<Command<'a>>,
+    },
+    Lua(Script<'a>),
+}
+
+/// How a pipeline's commands belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Not at all: each has its own result.
+    Each,
+    /// They run in one MULTI/EXEC.
+    Atomic,
+}
+
+/// A command whose arguments fit it.
+#[derive(Clone, Debug)]
+pub struct Command<'a> {
+    pub spec: &'static CommandSpec,
+    /// Without the name. Whoever changes them makes a new command of them.
+    pub args: Vec<Cow<'a, [u8]>>,
+    effects: Effects,
+}
+
+#[derive(Clone, Debug)]
+pub struct Script<'a> {
+    pub source: Cow<'a, str>,
+    /// None: it may touch anything.
+    pub keys: Vec<Cow<'a, [u8]>>,
+    pub args: Vec<Cow<'a, [u8]>>,
+}
+
+/// What is executed and judged as one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit<'t> {
+    /// Of an atomic pipeline, that of its worst member.
+    pub class: Class,
+    pub keys: UnitKeys<'t>,
+}
+
+/// A unit's keys, each once, in the order of their first use. One key, the usual case, takes no allocation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UnitKeys<'t> {
+    One([UnitKey<'t>; 1]),
+    Many(Vec<UnitKey<'t>>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnitKey<'t> {
+    pub bytes: &'t [u8],
+    /// The unit may change it. A key both read and written is written.
+    pub written: bool,
+}
+
+impl<'a> Command<'a> {
+    /// # Errors
+    ///
+    /// When the arguments do not fit the command.
+    pub fn try_new(spec: &'static CommandSpec, args: Vec<Cow<'a, [u8]>>) -> Result<Self, ArgumentFault> {
+        let effects = spec.effects(&args)?;
+        Ok(Self { spec, args, effects })
+    }
+
+    pub fn class(&self) -> Class {
+        self.effects.class
+    }
+
+    pub fn overwrite(&self) -> Overwrite {
+        self.effects.overwrite
+    }
+
+    pub fn ttl(&self) -> Option<TtlAt> {
+        self.effects.ttl
+    }
+
+    /// The keys in the order of the arguments; one that is named twice comes twice.
+    pub fn keys(&self) -> impl Iterator<Item = UnitKey<'_>> {
+        self.effects.keys.map(|key| UnitKey { bytes: &self.args[key.index], written: key.written })
+    }
+
+    pub(super) fn key_indexes(&self) -> impl Iterator<Item = usize> + use<> {
+        self.effects.keys.map(|key| key.index)
+    }
+
+    fn unit(&self) -> Unit<'_> {
+        Unit { class: self.class(), keys: UnitKeys::collect(self.keys()) }
+    }
+}
+
+impl Script<'_> {
+    /// In lower-case hex, as Redis names scripts. Computed on each call.
+    pub fn sha1(&self) -> String {
+        sha1_smol::Sha1::from(self.source.as_bytes()).digest().to_string()
+    }
+
+    fn unit(&self) -> Unit<'_> {
+        let keys = self.keys.iter().map(|key| UnitKey { bytes: key, written: true });
+        Unit { class: Class::Script, keys: UnitKeys::collect(keys) }
+    }
+}
+
+impl Operation<'_> {
+    /// What is executed and judged as one: a simple command, a script and an atomic pipeline are one unit, a pipeline
+    /// `each` has one per command, in their order.
+    pub fn units(&self) -> impl ExactSizeIterator<Item = Unit<'_>> {
+        let count = match self {
+            Self::Pipeline { mode: Mode::Each, commands } => commands.len(),
+            Self::Simple(_) | Self::Lua(_) | Self::Pipeline { mode: Mode::Atomic, .. } => 1,
+        };
+        (0..count).map(|index| match self {
+            Self::Simple(command) => command.unit(),
+            Self::Lua(script) => script.unit(),
+            Self::Pipeline { mode: Mode::Each, commands } => commands[index].unit(),
+            Self::Pipeline { mode: Mode::Atomic, commands } => Unit {
+                class: commands.iter().map(Command::class).max().unwrap_or(Class::Idempotent),
+                keys: UnitKeys::collect(commands.iter().flat_map(Command::keys)),
+            },
+        })
+    }
+
+    /// The key that is named first.
+    pub fn first_key(&self) -> Option<&[u8]> {
+        match self {
+            Self::Simple(command) => command.keys().next().map(|key| key.bytes),
+            Self::Pipeline { commands, .. } => commands.first()?.keys().next().map(|key| key.bytes),
+            Self::Lua(script) => script.keys.first().map(AsRef::as_ref),
+        }
+    }
+}
+
+impl Unit<'_> {
+    /// Whether nothing may run beside it, since what it touches is unknown.
+    pub fn is_barrier(&self) -> bool {
+        self.keys.is_empty()
+    }
+}
+
+impl<'t> UnitKeys<'t> {
+    fn collect(mut keys: impl Iterator<Item = UnitKey<'t>>) -> Self {
+        let Some(first) = keys.next() else {
+            return Self::Many(Vec::new());
+        };
+        let Some(second) = keys.next() else {
+            return Self::One([first]);
+        };
+        let mut all: Vec<_> = [first, second].into_iter().chain(keys).collect();
+        dedup(&mut all);
+        Self::Many(all)
+    }
+}
+
+impl<'t> std::ops::Deref for UnitKeys<'t> {
+    type Target = [UnitKey<'t>];
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::One(one) => one,
+            Self::Many(many) => many,
+        }
+    }
+}
+
+/// Keeps the first of equal keys, written if any of them is.
+fn dedup(keys: &mut Vec<UnitKey<'_>>) {
+    let mut kept: Vec<UnitKey<'_>> = Vec::with_capacity(keys.len());
+    let few = keys.len() <= FEW_KEYS;
+    let mut places = HashMap::new();
+    for key in keys.iter() {
+        let place = if few {
+            kept.iter().position(|other| other.bytes == key.bytes).unwrap_or(kept.len())
+        } else {
+            *places.entry(key.bytes).or_insert(kept.len())
+        };
+        match kept.get_mut(place) {
+            Some(same) => same.written |= key.written,
+            None => kept.push(*key),
+        }
+    }
+    *keys = kept;
+}
