@@ -1,1 +1,252 @@
-//! Placeholder.
+//! A named Redis and how to write to it: the only place where the client library is named.
+//!
+//! What belongs here: making connections, sending batches of units over them, reading what came back into
+//! [`Failure`]s, and the pure state machines that say whether a target may be used ([`breaker`], [`command_hold`]).
+//! What does not: which unit is sent when, and what happens to it afterwards. That is the consumer's.
+//!
+//! The invariants:
+//! - A failure before anything was sent is a hold with [`Executed::No`]; a failure after that is ambiguous. Nothing is
+//!   ever given up by dropping a future: the response timeout is on the connection and ends it.
+//! - Nothing that comes out of here, errors and `Debug` included, contains a password, a key or an argument.
+//!
+//! [`Executed::No`]: crate::retry::Executed::No
+
+use std::{fmt, sync::Mutex, time::Duration};
+
+use deadpool_redis::{
+    Manager, Pool, PoolConfig, Runtime, Timeouts,
+    redis::{
+        AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
+        aio::MultiplexedConnection,
+        io::tcp::{TcpSettings, socket2::TcpKeepalive},
+    },
+};
+
+use crate::retry::Failure;
+
+mod batch;
+pub mod breaker;
+pub mod command_hold;
+mod connection;
+mod errors;
+mod probe;
+mod replies;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use batch::Batch;
+pub use connection::{BatchResult, Connection};
+pub use probe::ProbeReport;
+
+/// The most units that one batch should carry.
+pub const MAX_BATCH_UNITS: usize = 128;
+
+/// The most argument bytes that one batch should carry. A single unit may be larger and then goes alone.
+pub const MAX_BATCH_BYTES: usize = 256 * 1024;
+
+/// What the response timeout allows for, beside the server's own time: 1 ms for every 4 KiB of a full batch.
+const TRANSFER_ALLOWANCE: Duration = Duration::from_millis(MAX_BATCH_BYTES as u64 / 4096);
+
+/// A peer that is gone without a word is found by the kernel after about a minute of silence.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A Redis URL, which may hold a password and is therefore never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RedisUrl(String);
+
+impl RedisUrl {
+    /// The URL with its password.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for RedisUrl {
+    fn from(url: String) -> Self {
+        Self(url)
+    }
+}
+
+impl From<&str> for RedisUrl {
+    fn from(url: &str) -> Self {
+        Self(url.to_owned())
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RedisUrl(hidden)")
+    }
+}
+
+/// How a target is reached.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `redis://`, `rediss://` or `redis+unix://`, with user, password and database number as far as they are needed.
+    pub url: RedisUrl,
+    /// Resolving, connecting, TLS and authentication together.
+    pub connect_timeout: Duration,
+    /// From handing a batch over to its last reply; the time to transfer a full batch is added to it.
+    pub response_timeout: Duration,
+    /// Each of a probe's round trips, and making its connection.
+    pub probe_timeout: Duration,
+    /// The most connections that batches are sent over.
+    pub connections: usize,
+    /// What Redrive's own keys begin with.
+    pub own_prefix: String,
+}
+
+impl Config {
+    /// A target at `url` with everything else as it is by default.
+    pub fn new(url: impl Into<RedisUrl>) -> Self {
+        Self {
+            url: url.into(),
+            connect_timeout: Duration::from_secs(1),
+            response_timeout: Duration::from_secs(2),
+            probe_timeout: Duration::from_millis(500),
+            connections: 4,
+            own_prefix: "redrive:".to_owned(),
+        }
+    }
+}
+
+/// Why a target cannot be configured like that. Says nothing of the URL itself, which may hold a password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error(
+        "the Redis URL is not one: expected redis://[user:password@]host[:port][/database], rediss://… or \
+         redis+unix:///path"
+    )]
+    Url,
+    #[error("the Redis URL names the database {0}, which cannot be")]
+    Database(i64),
+    #[error("a target needs at least one connection")]
+    NoConnections,
+    #[error("{0} must be longer than nothing")]
+    NoTime(&'static str),
+}
+
+/// A named Redis: a standalone server.
+pub struct Target {
+    name: String,
+    display_url: String,
+    pool: Pool,
+    connect_timeout: Duration,
+    prober: Client,
+    probe_settings: AsyncConnectionConfig,
+    probe_key: String,
+    /// The probe's connection between two probes, kept while the target is healthy.
+    probe_connection: Mutex<Option<MultiplexedConnection>>,
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target").field("name", &self.name).field("url", &self.display_url).finish_non_exhaustive()
+    }
+}
+
+impl Target {
+    /// Checks the configuration. Nothing is connected to.
+    pub fn try_new(name: &str, config: Config) -> Result<Self, ConfigError> {
+        config.check()?;
+        let info = connection_info(&config.url)?;
+        let pool = pool(&info, &config)?;
+        Ok(Self {
+            name: name.to_owned(),
+            display_url: display_url(&info),
+            pool,
+            connect_timeout: config.connect_timeout,
+            prober: Client::open(info).map_err(|_| ConfigError::Url)?,
+            probe_settings: AsyncConnectionConfig::new()
+                .set_connection_timeout(Some(config.probe_timeout))
+                .set_response_timeout(Some(config.probe_timeout)),
+            probe_key: format!("{}probe", config.own_prefix),
+            probe_connection: Mutex::new(None),
+        })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where the target is, without user and password.
+    pub fn display_url(&self) -> &str {
+        &self.display_url
+    }
+
+    /// A connection for batches, checked to be usable. Waits at most the connect timeout each for a free one of the
+    /// configured number, for making it, and for checking it.
+    ///
+    /// The error is always a hold with `Executed::No`: nothing of a task has been sent.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future closes what was being made.
+    pub async fn connect(&self) -> Result<Connection, Failure> {
+        let pooled = self.pool.get().await.map_err(|error| errors::of_pool(&error))?;
+        let connection = Connection::try_new(pooled, self.connect_timeout).await?;
+        tracing::debug!(target.name = %self.name, "Connected to {}", self.display_url);
+        Ok(connection)
+    }
+}
+
+impl Config {
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.connections == 0 {
+            return Err(ConfigError::NoConnections);
+        }
+        let times = [
+            ("the connect timeout", self.connect_timeout),
+            ("the response timeout", self.response_timeout),
+            ("the probe timeout", self.probe_timeout),
+        ];
+        match times.into_iter().find(|(_, time)| time.is_zero()) {
+            Some((name, _)) => Err(ConfigError::NoTime(name)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Reads the URL. RESP2 whatever the URL says: a writer has nothing from RESP3, and replies would have other shapes.
+fn connection_info(url: &RedisUrl) -> Result<ConnectionInfo, ConfigError> {
+    let info = url.expose().into_connection_info().map_err(|_| ConfigError::Url)?;
+    let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2).set_lib_name("redrive", "");
+    if settings.db() < 0 {
+        return Err(ConfigError::Database(settings.db()));
+    }
+    let tcp = TcpSettings::default()
+        .set_nodelay(true)
+        .set_keepalive(TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL));
+    Ok(info.set_redis_settings(settings).set_tcp_settings(tcp))
+}
+
+fn pool(info: &ConnectionInfo, config: &Config) -> Result<Pool, ConfigError> {
+    let settings = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(config.connect_timeout))
+        .set_response_timeout(Some(config.response_timeout + TRANSFER_ALLOWANCE))
+        .set_write_backpressure_boundary(MAX_BATCH_BYTES);
+    let bound = Some(config.connect_timeout);
+    let manager = Manager::new_with_config(info.clone(), settings).map_err(|_| ConfigError::Url)?;
+    Pool::builder(manager)
+        .config(PoolConfig {
+            max_size: config.connections,
+            timeouts: Timeouts { wait: bound, create: bound, recycle: bound },
+            ..PoolConfig::default()
+        })
+        .runtime(Runtime::Tokio1)
+        .build()
+        .map_err(|_| ConfigError::Url)
+}
+
+fn display_url(info: &ConnectionInfo) -> String {
+    let database = info.redis_settings().db();
+    match info.addr() {
+        ConnectionAddr::TcpTls { .. } => format!("rediss://{}/{database}", info.addr()),
+        ConnectionAddr::Unix(path) => format!("redis+unix://{}?db={database}", path.display()),
+        _ => format!("redis://{}/{database}", info.addr()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,182 @@
+//! A held connection, and the execution of batches over it.
+//!
+//! A connection belongs to one worker at a time and stays held between batches: handing it back and taking it again
+//! would cost a round trip each. It carries one batch at a time, so an atomic unit cannot meet another's commands.
+
+use std::time::Duration;
+
+use deadpool_redis::redis::{Pipeline, RedisError, RedisResult, Value};
+
+use super::{
+    batch::{self, Batch, Unit},
+    errors, replies,
+};
+use crate::retry::{self, Executed, Failure, FailureClass, ReasonClass};
+
+/// What became of a batch.
+#[derive(Debug)]
+pub struct BatchResult {
+    /// One per unit, in the order of the batch.
+    pub results: Vec<Result<(), Failure>>,
+    /// False: the connection has been closed, and another one must be made.
+    pub reusable: bool,
+}
+
+/// A connection to a target, held by whoever has it. Dropping it gives it back to the target.
+pub struct Connection {
+    /// None: closed after a failure that leaves it in an unknown state.
+    pooled: Option<deadpool_redis::Connection>,
+    /// Why the user may not use `MULTI`. Its members would then run one by one.
+    atomic_refused: Option<Failure>,
+}
+
+impl Connection {
+    /// Checks that the server on the other side takes commands, so that what is wrong with it is known before a unit
+    /// is sent: a server that is full, for one, says so in answer to the first command and closes.
+    pub(super) async fn try_new(mut pooled: deadpool_redis::Connection, timeout: Duration) -> Result<Self, Failure> {
+        match tokio::time::timeout(timeout, check(&mut pooled)).await {
+            Ok(Ok(atomic_refused)) => Ok(Self { pooled: Some(pooled), atomic_refused }),
+            Ok(Err(failure)) => {
+                close(pooled);
+                Err(failure)
+            }
+            Err(_elapsed) => {
+                close(pooled);
+                Err(Failure::hold("connect-timeout", "a new connection got no answer within the connect timeout"))
+            }
+        }
+    }
+
+    /// Sends the units as one pipeline and waits for all results, at most for the response timeout; scripts that the
+    /// server did not know are sent once more, in a second pipeline.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future does not stop the batch: any part of it may run, now or later.
+    pub async fn execute(&mut self, batch: Batch) -> BatchResult {
+        let Some(pooled) = &mut self.pooled else {
+            let closed = Failure::hold("connection-closed", "the connection was closed after an earlier failure");
+            return BatchResult { results: vec![Err(closed); batch.len()], reusable: false };
+        };
+        if batch.is_empty() {
+            return BatchResult { results: Vec::new(), reusable: true };
+        }
+        let outcome = match &self.atomic_refused {
+            Some(refusal) if batch.has_atomic() => run_without_atomic(pooled, &batch, refusal).await,
+            _ => run(pooled, &batch).await,
+        };
+        if !outcome.reusable {
+            self.pooled.take().map(close);
+        }
+        outcome
+    }
+}
+
+/// Closes a connection and lets the pool make another one in its place.
+fn close(pooled: deadpool_redis::Connection) {
+    drop(deadpool_redis::Connection::take(pooled));
+}
+
+/// Whether the server takes commands; if it does, why not `MULTI`, if not.
+async fn check(connection: &mut deadpool_redis::Connection) -> Result<Option<Failure>, Failure> {
+    let mut questions = Pipeline::with_capacity(3);
+    questions.cmd("PING").cmd("MULTI").cmd("EXEC").ignore_errors();
+    let answers: Vec<RedisResult<Value>> =
+        questions.query_async(connection).await.map_err(|error| errors::before_sending(&error))?;
+    let failure = |error: &RedisError| {
+        retry::classify(error.code().unwrap_or_default(), error.detail().unwrap_or_default(), errors::NO_UNIT)
+    };
+    let refused = |answer: &RedisResult<Value>| answer.as_ref().err().map(failure);
+    match answers.as_slice() {
+        [ping, multi, _] => match refused(ping) {
+            // Where PING is not permitted the server has answered all the same.
+            Some(failure) if failure.class != FailureClass::Dead => Err(errors::as_hold(failure)),
+            _ => Ok(refused(multi)),
+        },
+        _ => Err(Failure::hold("protocol-error", "the number of answers is not that of the questions")),
+    }
+}
+
+async fn run(connection: &mut deadpool_redis::Connection, batch: &Batch) -> BatchResult {
+    let answers = match send(connection, &batch.pipeline).await {
+        Ok(answers) => answers,
+        Err(failure) => return BatchResult { results: vec![Err(failure); batch.len()], reusable: false },
+    };
+    let mut outcome = replies::read(batch, answers);
+    if outcome.reusable {
+        resend_unknown_scripts(connection, batch, &mut outcome).await;
+    }
+    outcome
+}
+
+/// Where `MULTI` is refused the members after it would run all the same, one by one. So they are not sent.
+async fn run_without_atomic(
+    connection: &mut deadpool_redis::Connection,
+    batch: &Batch,
+    refusal: &Failure,
+) -> BatchResult {
+    let rest = batch.without_atomic();
+    let sent = if rest.is_empty() {
+        BatchResult { results: Vec::new(), reusable: true }
+    } else {
+        run(connection, &rest).await
+    };
+    let mut sent_results = sent.results.into_iter();
+    let results = batch.units.iter().map(|unit| match unit {
+        Unit::Atomic { .. } => Err(refusal.clone()),
+        Unit::Command | Unit::Script { .. } => sent_results.next().expect("every unit sent has a result"),
+    });
+    BatchResult { results: results.collect(), reusable: sent.reusable }
+}
+
+async fn send(
+    connection: &mut deadpool_redis::Connection,
+    pipeline: &Pipeline,
+) -> Result<Vec<RedisResult<Value>>, Failure> {
+    pipeline.query_async(connection).await.map_err(|error| errors::after_sending(&error))
+}
+
+/// Sends the source of the scripts that the server does not know, once. `NOSCRIPT` proves that nothing ran, so this is
+/// safe for any script.
+async fn resend_unknown_scripts(connection: &mut deadpool_redis::Connection, batch: &Batch, outcome: &mut BatchResult) {
+    let (again, indices) = unknown_scripts(batch, &outcome.results);
+    if again.is_empty() {
+        return;
+    }
+    let second = match send(connection, &again.pipeline).await {
+        Ok(answers) => replies::read(&again, answers),
+        Err(failure) => BatchResult { results: vec![Err(failure); again.len()], reusable: false },
+    };
+    for (index, result) in indices.into_iter().zip(second.results) {
+        outcome.results[index] = result.map_err(no_longer_unknown);
+    }
+    outcome.reusable = second.reusable;
+}
+
+/// The source was sent, so a `NOSCRIPT` now is the script's own error.
+fn no_longer_unknown(failure: Failure) -> Failure {
+    match failure.class {
+        FailureClass::Route => {
+            Failure::dead(ReasonClass::ScriptError, Executed::Partly, &failure.code, "the script answered NOSCRIPT")
+        }
+        _ => failure,
+    }
+}
+
+/// A batch of the calls that need their source, and which units they were.
+fn unknown_scripts(batch: &Batch, results: &[Result<(), Failure>]) -> (Batch, Vec<usize>) {
+    let mut again = Batch::new();
+    let mut indices = Vec::new();
+    let mut first = 0;
+    for (index, (unit, result)) in batch.units.iter().zip(results).enumerate() {
+        if let (Unit::Script { source }, Err(failure)) = (unit, result)
+            && failure.class == FailureClass::Route
+        {
+            let evalsha = batch.commands(first).next().expect("a unit has commands");
+            again.push(batch::with_source(evalsha, source), unit.clone());
+            indices.push(index);
+        }
+        first += unit.commands();
+    }
+    (again, indices)
+}

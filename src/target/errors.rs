@@ -1,0 +1,80 @@
+//! What the client library's own errors mean: those that are not a server's reply to one unit.
+
+use std::io;
+
+use deadpool_redis::{
+    PoolError, TimeoutType,
+    redis::{ErrorKind, RedisError},
+};
+
+use crate::retry::{self, Context, Failure, FailureClass, Origin};
+
+/// A connection could not be had. Nothing was sent, so whatever went wrong is a hold.
+pub(super) fn of_pool(error: &PoolError) -> Failure {
+    match error {
+        PoolError::Backend(error) => before_sending(error),
+        PoolError::Timeout(TimeoutType::Wait) => {
+            Failure::hold("connections-in-use", "all connections of the target were in use")
+        }
+        PoolError::Timeout(TimeoutType::Create | TimeoutType::Recycle) => {
+            Failure::hold("connect-timeout", "connecting took longer than the connect timeout")
+        }
+        PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
+            Failure::hold("pool-closed", "the target's connections are closed")
+        }
+    }
+}
+
+/// An error while a connection was made or checked.
+pub(super) fn before_sending(error: &RedisError) -> Failure {
+    if let Some(code) = error.code() {
+        return as_hold(retry::classify(code, error.detail().unwrap_or_default(), NO_UNIT));
+    }
+    match error.kind() {
+        ErrorKind::AuthenticationFailed => {
+            Failure::hold("authentication-failed", "the server refused the URL's user or password")
+        }
+        ErrorKind::Parse | ErrorKind::UnexpectedReturnType => {
+            Failure::hold("protocol-error", "what answers there does not speak the Redis protocol")
+        }
+        ErrorKind::Io if error.is_timeout() => {
+            Failure::hold("connect-timeout", "connecting took longer than the connect timeout")
+        }
+        ErrorKind::Io if error.is_connection_refusal() => {
+            Failure::hold("connection-refused", "nothing accepts connections there")
+        }
+        ErrorKind::Io if is_tls(error) => Failure::hold("tls", &error.to_string()),
+        ErrorKind::Io if error.is_connection_dropped() => {
+            Failure::hold("connection-lost", "the server closed the connection while it was being made")
+        }
+        _ => Failure::hold("connection-failed", &error.to_string()),
+    }
+}
+
+/// An error of a whole batch: it may have run, wholly or in part.
+pub(super) fn after_sending(error: &RedisError) -> Failure {
+    match error.kind() {
+        ErrorKind::Io if error.is_timeout() => Failure::ambiguous("timeout", "no answer within the response timeout"),
+        ErrorKind::Parse | ErrorKind::UnexpectedReturnType => {
+            Failure::ambiguous("protocol-error", "the answer was not the Redis protocol")
+        }
+        _ => Failure::ambiguous("connection-lost", "the connection was lost before the answer came"),
+    }
+}
+
+/// A failure of something that is not a unit keeps no task waiting for attempts: the target is not usable.
+pub(super) fn as_hold(failure: Failure) -> Failure {
+    match failure.class {
+        FailureClass::Hold => failure,
+        _ => Failure::hold(&failure.code, &failure.message),
+    }
+}
+
+/// For replies to what is not a unit.
+pub(super) const NO_UNIT: Context<'static> = Context { origin: Origin::Command, arguments: &[] };
+
+/// The TLS library's errors travel inside `io::Error`s.
+fn is_tls(error: &RedisError) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    source.is_some_and(|source| source.kind() == io::ErrorKind::InvalidData)
+}
