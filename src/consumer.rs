@@ -10,8 +10,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::task::TaskId;
 
-pub mod checkpoint;
-pub mod schedule;
+mod checkpoint;
+mod entry;
+mod letter;
+mod schedule;
+mod window;
+mod worker;
 
 /// What the rest of the process may ask the consumer.
 #[derive(Clone)]

@@ -137,7 +137,7 @@ impl Queues {
 
     /// What is remembered of a task that was accepted recently.
     pub fn find(&self, id: &TaskId) -> Option<Remembered> {
-        self.recent().find(Identity::hash_id(id))
+        self.recent().find(Identity::hash_of_id(id))
     }
 
     fn recent(&self) -> MutexGuard<'_, Recent> {

@@ -22,8 +22,8 @@ pub use self::{
     id::{TaskId, TaskIdError},
     identity::Identity,
     lane::Lane,
-    outcome::Outcome,
     operation::{Command, Mode, Operation, Script, Unit, UnitKey, UnitKeys},
+    outcome::Outcome,
     refusal::{FieldError, Refusal, RefusalKind},
     rules::{Config, LuaPolicy, Rules},
 };

@@ -43,6 +43,8 @@ pub struct Unit {
     pub strikes: u32,
     /// Whether it runs alone from now on, until it was answered.
     pub suspect: bool,
+    /// Its command was refused, and it waits until it is known whose fault that is.
+    pub refused: bool,
     pub end: Option<End>,
 }
 
@@ -75,13 +77,13 @@ pub enum Letter {
 }
 
 impl Entry {
-    /// Bytes that this entry counts for in the memory of all windows.
-    pub fn cost(&self) -> usize {
+    /// Bytes that this entry counts for in the memory of all windows, with that many units.
+    pub fn cost(&self, units: usize) -> usize {
         // The entry itself, its node and keys in the schedule and its places in the indexes: measured, rounded up.
         const PER_TASK: usize = 320;
         const PER_UNIT: usize = 128;
         PER_TASK
-            + self.units.len() * PER_UNIT
+            + units * PER_UNIT
             + self.envelope.value.len()
             + self.envelope.id.as_str().len()
             + self.envelope.traceparent.as_ref().map_or(0, |traceparent| traceparent.len())

@@ -26,6 +26,11 @@ use hashbrown::HashMap;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UnitId(u32);
 
+impl UnitId {
+    /// No unit: for one that was done before it came here.
+    pub const NONE: Self = Self(u32::MAX);
+}
+
 /// What a unit conflicts on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Keys {

@@ -22,7 +22,7 @@ use std::{
 use super::{
     checkpoint::{Finished, State},
     entry::{Entry, TaskSlot, UnitRef},
-    schedule::Schedule,
+    schedule::{Schedule, UnitId},
 };
 use crate::log::{Checkpoint, Epoch, Partition, Reader};
 
@@ -136,7 +136,7 @@ impl Window {
 
     /// What the last process knew about this offset: None when its task is finished.
     pub fn earlier(&self, offset: u64) -> Option<Earlier> {
-        if self.earlier.finished.contains(offset) && offset >= self.next && self.earlier.finished.end() > offset {
+        if self.earlier.finished.contains(offset) {
             return None;
         }
         Some(Earlier {
@@ -166,9 +166,10 @@ impl Window {
         self.forget_reads();
     }
 
-    /// Takes an entry in. Its units are inserted into the schedule by whoever knows their keys.
-    pub fn insert(&mut self, entry: Entry) -> TaskSlot {
-        let (offset, cost) = (entry.offset, entry.cost());
+    /// Takes an entry in that will have `units` units. They are inserted into the schedule by whoever knows their
+    /// keys.
+    pub fn insert(&mut self, entry: Entry, units: usize) -> TaskSlot {
+        let (offset, cost) = (entry.offset, entry.cost(units));
         self.cost += cost;
         self.budget.used.fetch_add(cost, Ordering::Relaxed);
         let slot = match self.free.pop() {
@@ -188,7 +189,7 @@ impl Window {
     /// Removes a settled task.
     pub fn remove(&mut self, slot: TaskSlot) -> Entry {
         let entry = self.entries[slot.0 as usize].take().expect("a task is settled once");
-        let cost = entry.cost();
+        let cost = entry.cost(entry.units.len());
         self.cost -= cost;
         self.budget.used.fetch_sub(cost, Ordering::Relaxed);
         self.unfinished.remove(&entry.offset);
@@ -209,6 +210,17 @@ impl Window {
 
     pub fn entry_mut(&mut self, slot: TaskSlot) -> &mut Entry {
         self.entries[slot.0 as usize].as_mut().expect("the task is not settled")
+    }
+
+    /// Whether the unit is the one that this node of the schedule stands for, and is not done.
+    pub fn is_waiting(&self, node: UnitId, unit: UnitRef) -> bool {
+        let entry = self.entries.get(unit.task.0 as usize).and_then(Option::as_ref);
+        entry.and_then(|entry| entry.units.get(unit.unit as usize)).is_some_and(|found| found.node == node && found.end.is_none())
+    }
+
+    /// The schedule, and beside it what the units are.
+    pub fn schedule_and_entries(&mut self) -> (&mut Schedule<UnitRef>, Entries<'_>) {
+        (&mut self.schedule, Entries(&self.entries))
     }
 
     /// The next checkpoint must say something about this task.
@@ -258,6 +270,15 @@ impl Window {
             self.span_bytes -= bytes;
             self.reads.pop_front();
         }
+    }
+}
+
+/// Read access to the tasks while the schedule is worked on.
+pub struct Entries<'a>(&'a [Option<Entry>]);
+
+impl Entries<'_> {
+    pub fn is_idempotent(&self, unit: UnitRef) -> bool {
+        self.0[unit.task.0 as usize].as_ref().is_some_and(|entry| entry.units[unit.unit as usize].idempotent)
     }
 }
 

@@ -41,13 +41,18 @@ pub enum EnvelopeError {
 }
 
 impl Envelope {
+    /// For a record whose headers cannot be read: what a dead letter needs.
+    pub fn of_unreadable(id: TaskId, accepted_at: Timestamp, value: Bytes) -> Self {
+        Self { id, accepted_at, identity: Identity::from_bytes([0; 16]), traceparent: None, value }
+    }
+
     pub fn encode(&self) -> Record {
         let mut headers = HeadersBuilder::with_capacity(128);
         headers.push("schema", SCHEMA.as_bytes());
         headers.push("id", self.id.as_str().as_bytes());
         let mut digits = [0; 20];
         headers.push("accepted_at", decimal(self.accepted_at.as_millisecond(), &mut digits));
-        headers.push("identity", &self.identity.to_bytes());
+        headers.push("identity", self.identity.as_bytes());
         if let Some(traceparent) = &self.traceparent {
             headers.push("traceparent", traceparent.as_bytes());
         }
@@ -108,7 +113,7 @@ mod tests {
         Envelope {
             id: TaskId::parse("order-1:a").expect("the id is valid"),
             accepted_at: Timestamp::from_millisecond(1_764_000_000_123).expect("the time is valid"),
-            identity: Identity { id: 1, operation: 2 },
+            identity: Identity::from_bytes(*b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0"),
             traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
             value: Bytes::from_static(br#"{"type":"simple","command":"SET","args":["k","v"]}"#),
         }

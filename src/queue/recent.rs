@@ -75,7 +75,7 @@ struct Slot {
 }
 
 struct Pending {
-    operation: u64,
+    identity: Identity,
     waiters: Vec<oneshot::Sender<Result<Accepted, SubmitError>>>,
     /// Set when the consumer was faster than the answer to the request.
     settled: Option<Settled>,
@@ -107,7 +107,7 @@ impl Recent {
 
     /// Asks whether a task may be stored, and if so marks it as being stored.
     pub fn begin(&mut self, identity: Identity) -> Begun {
-        if let Some(slot) = self.slot(identity.id) {
+        if let Some(slot) = self.slot(identity.id_hash()) {
             return if slot.identity == identity {
                 Begun::Known(Accepted {
                     accepted_at: timestamp(slot.accepted_at_ms),
@@ -118,16 +118,16 @@ impl Recent {
                 Begun::OtherOperation
             };
         }
-        match self.pending.get_mut(&identity.id) {
-            Some(pending) if pending.operation != identity.operation => Begun::OtherOperation,
+        match self.pending.get_mut(&identity.id_hash()) {
+            Some(pending) if pending.identity != identity => Begun::OtherOperation,
             Some(pending) => {
                 let (sender, receiver) = oneshot::channel();
                 pending.waiters.push(sender);
                 Begun::Pending(receiver)
             }
             None => {
-                let pending = Pending { operation: identity.operation, waiters: Vec::new(), settled: None };
-                self.pending.insert(identity.id, pending);
+                let pending = Pending { identity, waiters: Vec::new(), settled: None };
+                self.pending.insert(identity.id_hash(), pending);
                 Begun::New
             }
         }
@@ -135,7 +135,7 @@ impl Recent {
 
     /// Ends what [`Recent::begin`] began, and tells those who wait for the same fate.
     pub fn finish(&mut self, identity: Identity, fate: &Result<Accepted, SubmitError>) {
-        let Some(pending) = self.pending.remove(&identity.id) else { return };
+        let Some(pending) = self.pending.remove(&identity.id_hash()) else { return };
         if let Ok(accepted) = fate {
             self.remember(identity, accepted.accepted_at, accepted.durability, Progress::Stored);
         }
@@ -151,7 +151,7 @@ impl Recent {
 
     /// Remembers a task that is stored, in place of the oldest one when the ring is full.
     pub fn remember(&mut self, identity: Identity, accepted_at: Timestamp, durability: Durability, progress: Progress) {
-        if self.slot(identity.id).is_some() {
+        if self.slot(identity.id_hash()).is_some() {
             return;
         }
         let slot = Slot { identity, accepted_at_ms: accepted_at.as_millisecond(), progress, durability, attempts: 0 };
@@ -161,7 +161,7 @@ impl Recent {
         } else {
             let number = self.oldest;
             self.oldest = (self.oldest + 1) % self.capacity;
-            let forgotten = self.slots[number].identity.id;
+            let forgotten = self.slots[number].identity.id_hash();
             if let Ok(entry) = self.index.find_entry(forgotten, |found| *found as usize == number) {
                 entry.remove();
             }
@@ -170,12 +170,12 @@ impl Recent {
         };
         let slots = &self.slots;
         let number = u32::try_from(number).expect("the capacity is far below 2^32");
-        self.index.insert_unique(identity.id, number, |number| slots[*number as usize].identity.id);
+        self.index.insert_unique(identity.id_hash(), number, |number| slots[*number as usize].identity.id_hash());
     }
 
     /// Notes how a task was settled. One that is no longer remembered is passed over.
     pub fn settle(&mut self, settled: Settled) {
-        let id = settled.identity.id;
+        let id = settled.identity.id_hash();
         if let Some(pending) = self.pending.get_mut(&id) {
             pending.settled = Some(settled);
             return;
@@ -205,7 +205,7 @@ impl Recent {
     }
 
     fn number(&self, id: u64) -> Option<usize> {
-        self.index.find(id, |number| self.slots[*number as usize].identity.id == id).map(|number| *number as usize)
+        self.index.find(id, |number| self.slots[*number as usize].identity.id_hash() == id).map(|number| *number as usize)
     }
 
     fn slot(&self, id: u64) -> Option<&Slot> {
@@ -222,7 +222,10 @@ mod tests {
     use super::*;
 
     fn identity(id: u64, operation: u64) -> Identity {
-        Identity { id, operation }
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&id.to_le_bytes());
+        bytes[8..].copy_from_slice(&operation.to_le_bytes());
+        Identity::from_bytes(bytes)
     }
 
     fn accepted() -> Accepted {
