@@ -5,10 +5,21 @@
 //! (`target`), what a failure means (`retry`), HTTP. Invariant: a position is below the watermark of a checkpoint
 //! only after its task was applied, or settled with a stated outcome, or stored as a dead letter.
 
+use std::{sync::Arc, thread::JoinHandle, time::Duration};
+
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
-use crate::task::TaskId;
+use crate::{
+    dead_letters::DeadLetters,
+    log::{Log, QueueName},
+    queue::Queues,
+    retry::Policy,
+    target::Target,
+    task::{Lane, Rules, TaskId},
+    telemetry::metrics::Metrics,
+};
 
 mod checkpoint;
 mod entry;
@@ -16,6 +27,124 @@ mod letter;
 mod schedule;
 mod window;
 mod worker;
+
+/// How the consumer works.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Bytes of all windows together.
+    pub memory_bytes: usize,
+    pub policy: Policy,
+    /// The longest time between two probes of a target that is down.
+    pub outage_probe_cap: Duration,
+    /// Connections of each target that batches go over.
+    pub connections: usize,
+}
+
+/// What the consumer works with.
+pub struct Parts {
+    pub log: Arc<dyn Log>,
+    pub queues: Arc<Queues>,
+    pub dead_letters: Arc<DeadLetters>,
+    pub rules: Arc<Rules>,
+    pub targets: Vec<Target>,
+    pub metrics: Arc<Metrics>,
+}
+
+/// A consumer at work, on a thread of its own.
+pub struct Consumer {
+    handle: Handle,
+    stop: CancellationToken,
+    ended: CancellationToken,
+    thread: JoinHandle<Result<(), Panicked>>,
+}
+
+/// A worker panicked: its target's tasks stand still until the process is started again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the worker of the target {target} panicked")]
+pub struct Panicked {
+    pub target: String,
+}
+
+impl Consumer {
+    /// Starts a worker for each target.
+    pub fn start(config: &Config, parts: Parts) -> std::io::Result<Self> {
+        let Parts { log, queues, dead_letters, rules, targets, metrics } = parts;
+        let stop = CancellationToken::new();
+        let ended = CancellationToken::new();
+        let budget = window::Budget::new(config.memory_bytes);
+        let boot_id = *uuid::Uuid::now_v7().as_bytes();
+        let mut questions = Vec::new();
+        let mut workers = Vec::new();
+        for target in targets {
+            let (sender, receiver) = mpsc::channel(64);
+            questions.push(sender);
+            let name: Arc<str> = target.name().into();
+            let lanes = Lane::ALL.map(|lane| QueueName { target: name.clone(), lane: lane.as_str() });
+            workers.push((
+                name,
+                worker::Parts {
+                    metrics: metrics.target(target.name()),
+                    target,
+                    log: log.clone(),
+                    queues: queues.clone(),
+                    dead_letters: dead_letters.clone(),
+                    rules: rules.clone(),
+                    policy: config.policy,
+                    probe_cap: config.outage_probe_cap,
+                    connections: config.connections,
+                    budget: budget.clone(),
+                    boot_id,
+                    assignments: log.consume(lanes.to_vec()),
+                    questions: receiver,
+                    stop: stop.clone(),
+                },
+            ));
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let all_ended = ended.clone();
+        let thread = std::thread::Builder::new().name("consumer".into()).spawn(move || {
+            // Also when a worker panics: whoever waits for the end must hear of it.
+            let _ended = all_ended.drop_guard();
+            runtime.block_on(run(workers))
+        })?;
+        Ok(Self { handle: Handle { questions }, stop, ended, thread })
+    }
+
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Resolves when the consumer has ended, which it does by itself only when a worker panicked.
+    pub fn ended(&self) -> impl Future<Output = ()> + 'static {
+        self.ended.clone().cancelled_owned()
+    }
+
+    /// Stops reading and sending, lets end what is in flight, and writes the last checkpoints. Returns when all is
+    /// done; the bound on that is the caller's.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future lets the consumer end by itself.
+    pub async fn stop(self) -> Result<(), Panicked> {
+        self.stop.cancel();
+        self.ended.cancelled().await;
+        self.thread.join().unwrap_or_else(|_| Err(Panicked { target: "of none".to_owned() }))
+    }
+}
+
+async fn run(workers: Vec<(Arc<str>, worker::Parts)>) -> Result<(), Panicked> {
+    let mut running = tokio::task::JoinSet::new();
+    for (name, parts) in workers {
+        running.spawn(async move {
+            let worker = tokio::spawn(worker::Worker::run(parts));
+            worker.await.map_err(|_| Panicked { target: name.to_string() })
+        });
+    }
+    while let Some(ended) = running.join_next().await {
+        ended.unwrap_or_else(|_| Err(Panicked { target: "of none".to_owned() }))?;
+    }
+    Ok(())
+}
 
 /// What the rest of the process may ask the consumer.
 #[derive(Clone)]

@@ -192,10 +192,11 @@ impl Worker {
     /// The last checkpoints: they say that nothing of this process is on its way to the target any more.
     async fn release(mut self) {
         self.flush_settled();
-        for window in &self.windows {
+        for window in std::mem::take(&mut self.windows) {
             let checkpoint = window.checkpoint(self.boot_id, true);
-            if let Err(error) = self.log.commit(&window.partition, window.epoch, checkpoint).await {
-                tracing::warn!(partition = %window.partition, "The last checkpoint of {} was not stored: {error}", window.partition);
+            let (partition, epoch) = (window.partition.clone(), window.epoch);
+            if let Err(error) = self.log.commit(&partition, epoch, checkpoint).await {
+                tracing::warn!(partition = %partition, "The last checkpoint of {partition} was not stored: {error}");
             }
         }
     }
