@@ -1,1 +1,272 @@
-//! Placeholder.
+//! Puts the parts together, and starts and stops them in order.
+//!
+//! ```text
+//! start: log (recovers) ─▶ memory of recent tasks ─▶ targets ─▶ consumer ─▶ listeners
+//! stop:  not ready ─▶ listeners (finish what was asked) ─▶ consumer (finish what is in flight, checkpoint) ─▶ log
+//! ```
+//!
+//! The listeners are bound last and closed first: who can connect is served. A stop takes at most `shutdown.grace`;
+//! what is cut off then is made again after the next start, as after a crash.
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    api::{self, Bound, Listen, Readiness, Server},
+    config::{self, Config, Lua, TokenError},
+    consumer::{self, Consumer, Panicked},
+    dead_letters::DeadLetters,
+    log::{
+        Log, ReadError, TableError,
+        journal::{JournalConfig, JournalLog, JournalStats, OpenError, RealDisk},
+    },
+    queue::Queues,
+    retry::Policy,
+    shutdown::Shutdown,
+    target::{self, Target},
+    task::{self, LuaPolicy, Rules},
+    telemetry::metrics::Metrics,
+};
+
+/// Why the process could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    #[error("the journal cannot be opened")]
+    Journal(#[from] OpenError),
+    #[error("the journal cannot be read")]
+    Refill(#[from] ReadError),
+    #[error("the dead letters cannot be opened")]
+    DeadLetters(#[from] TableError),
+    #[error("the target {name} cannot be used")]
+    Target {
+        name: String,
+        #[source]
+        source: target::ConfigError,
+    },
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error(transparent)]
+    Bind(#[from] api::server::BindError),
+    #[error("the consumer cannot be started")]
+    Thread(#[source] io::Error),
+    /// What was not acknowledged by then may be stored or not.
+    #[error("the log has failed: {0}")]
+    LogFailed(String),
+    #[error(transparent)]
+    Consumer(#[from] Panicked),
+}
+
+/// All parts, started.
+pub struct App {
+    log: Arc<dyn Log>,
+    consumer: Consumer,
+    readiness: Arc<Readiness>,
+    state: api::State,
+    data_plane: Server,
+    ops_plane: Server,
+    grace: Duration,
+}
+
+impl App {
+    /// Starts everything but answering requests. Reads from disk and blocks while it does.
+    pub fn build(config: &Config) -> Result<Self, AppError> {
+        let started = Instant::now();
+        let token = config.admin.read_token()?;
+        let targets = targets(config)?;
+        let journal = JournalLog::open(journal_config(config), Arc::new(RealDisk))?;
+        let stats = journal.stats();
+        let log: Arc<dyn Log> = Arc::new(journal);
+        let metrics = Metrics::new(&api::ProblemType::ALL.map(api::ProblemType::slug));
+        let queues = Queues::new(log.clone(), metrics.clone());
+        queues.refill()?;
+        let dead_letters = DeadLetters::open(&log)?;
+        let rules = Arc::new(rules(config));
+        let consumer = Consumer::start(
+            &consumer_config(config),
+            consumer::Parts {
+                log: log.clone(),
+                queues: queues.clone(),
+                dead_letters: dead_letters.clone(),
+                rules: rules.clone(),
+                targets,
+                metrics: metrics.clone(),
+            },
+        )
+        .map_err(AppError::Thread)?;
+
+        let api_config = api_config(config, token);
+        let data_plane = Server::bind(&api_config.listen, api_config.connections)?;
+        let ops_plane = Server::bind(&[Listen::Tcp(api_config.ops_listen)], api_config.connections)?;
+        let readiness = Arc::new(Readiness::default());
+        let state = api::State {
+            queues,
+            consumer: consumer.handle(),
+            dead_letters,
+            metrics: metrics.clone(),
+            rules,
+            readiness: readiness.clone(),
+            config: Arc::new(api_config),
+            before_scrape: before_scrape(log.clone(), stats, metrics),
+        };
+        readiness.set_started();
+        for bound in data_plane.bound() {
+            tracing::info!(listen = %bound, "Taking tasks on {bound} after {} ms", started.elapsed().as_millis());
+        }
+        for bound in ops_plane.bound() {
+            tracing::info!(ops.listen = %bound, "Probes, metrics and the admin API are on {bound}");
+        }
+        Ok(Self { log, consumer, readiness, state, data_plane, ops_plane, grace: config.shutdown.grace })
+    }
+
+    /// Where the data plane listens.
+    pub fn bound(&self) -> Vec<Bound> {
+        self.data_plane.bound()
+    }
+
+    /// Where the ops plane listens.
+    pub fn ops_bound(&self) -> Vec<Bound> {
+        self.ops_plane.bound()
+    }
+
+    /// Serves until told to stop, then stops in order.
+    ///
+    /// # Errors
+    ///
+    /// When the process had to end: its log failed, or a worker panicked.
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), AppError> {
+        let closing = Shutdown::new();
+        let data = tokio::spawn(self.data_plane.serve(
+            api::data_plane(self.state.clone()),
+            closing.token(),
+            self.grace / 2,
+        ));
+        // Probes and metrics are answered until the end.
+        let ops_closing = Shutdown::new();
+        let ops = tokio::spawn(self.ops_plane.serve(
+            api::ops_plane(self.state),
+            ops_closing.token(),
+            Duration::from_millis(200),
+        ));
+        tokio::select! {
+            () = shutdown.begun() => {}
+            reason = self.log.failed() => return Err(AppError::LogFailed(reason)),
+            () = self.consumer.ended() => {
+                tracing::error!("The consumer has ended; stopping, so that a restart can repair it");
+            }
+        }
+        let begun = Instant::now();
+        self.readiness.set_draining();
+        closing.begin();
+        let stop = async {
+            let _ = data.await;
+            let consumer = self.consumer.stop().await;
+            self.log.close().await;
+            consumer
+        };
+        let stopped = tokio::time::timeout(self.grace, stop).await;
+        ops_closing.begin();
+        let _ = ops.await;
+        match stopped {
+            Ok(consumer) => consumer?,
+            Err(_) => tracing::warn!(
+                "Not everything had ended after {} s; what was cut off is made again after the next start",
+                self.grace.as_secs()
+            ),
+        }
+        tracing::info!("Stopped after {} ms", begun.elapsed().as_millis());
+        Ok(())
+    }
+}
+
+fn targets(config: &Config) -> Result<Vec<Target>, AppError> {
+    let redis = &config.redis;
+    let target = |target: &config::Target| {
+        let settings = target::Config {
+            url: target.url.expose().into(),
+            connect_timeout: redis.connect_timeout,
+            response_timeout: redis.response_timeout,
+            probe_timeout: redis.probe_timeout,
+            connections: redis.connections,
+            own_prefix: redis.own_prefix.clone(),
+        };
+        Target::try_new(&target.name, settings)
+            .map_err(|source| AppError::Target { name: target.name.clone(), source })
+    };
+    config.targets.iter().map(target).collect()
+}
+
+fn journal_config(config: &Config) -> JournalConfig {
+    JournalConfig {
+        max_bytes: config.journal.max_bytes,
+        min_free_bytes: config.journal.min_free_bytes,
+        allow_volatile: config.journal.allow_volatile,
+        targets: config.targets.iter().map(|target| target.name.as_str().into()).collect(),
+        ..JournalConfig::new(&config.data_dir)
+    }
+}
+
+fn rules(config: &Config) -> Rules {
+    let admission = &config.admission;
+    let limits = task::Config {
+        max_args: admission.max_args,
+        max_arg_bytes: admission.max_arg_bytes,
+        key_prefixes: admission.key_prefixes.clone(),
+        lua: match &admission.lua {
+            Lua::On => LuaPolicy::On,
+            Lua::Off => LuaPolicy::Off,
+            Lua::Only(scripts) => LuaPolicy::Listed(scripts.clone()),
+        },
+        ..task::Config::default()
+    };
+    Rules::new(limits, config.targets.iter().map(|target| target.name.clone()))
+}
+
+fn consumer_config(config: &Config) -> consumer::Config {
+    let retry = &config.retry;
+    consumer::Config {
+        memory_bytes: config.consumer.memory_bytes,
+        policy: Policy {
+            max_retries: u8::try_from(retry.max_retries).expect("the setting is at most 20"),
+            base: retry.base,
+            cap: retry.cap,
+        },
+        outage_probe_cap: retry.outage_probe_cap,
+        connections: config.redis.connections,
+    }
+}
+
+fn api_config(config: &Config, token: Option<config::Token>) -> api::Config {
+    api::Config {
+        listen: vec![match &config.listen {
+            config::Listen::Tcp(address) => Listen::Tcp(*address),
+            config::Listen::Unix(path) => Listen::Unix(path.clone()),
+        }],
+        ops_listen: config.ops.listen,
+        allowed_hosts: config.allowed_hosts.iter().chain(&config.ops.allowed_hosts).cloned().collect(),
+        max_body: config.admission.max_body,
+        max_batch: config.admission.max_batch,
+        max_batch_body: config.admission.max_batch_body,
+        max_inflight_bytes: config.admission.max_inflight_bytes,
+        body_timeout: config.http.body_timeout,
+        connections: api::server::Limits {
+            max_connections: config.http.max_connections,
+            header_timeout: config.http.header_timeout,
+            idle_timeout: config.http.idle_timeout,
+        },
+        token: token.map(|token| api::Token::new(token.expose())),
+    }
+}
+
+/// Brings those gauges up to date that are read off, not counted.
+fn before_scrape(log: Arc<dyn Log>, stats: Arc<JournalStats>, metrics: Arc<Metrics>) -> Arc<dyn Fn() + Send + Sync> {
+    Arc::new(move || {
+        let unfinished: u64 = log.depth().iter().map(|depth| depth.end.saturating_sub(depth.finished)).sum();
+        metrics.consumer_lag.set(i64::try_from(unfinished).unwrap_or(i64::MAX));
+        metrics.journal_bytes.set(i64::try_from(stats.bytes()).unwrap_or(i64::MAX));
+        let damaged = stats.damaged_records();
+        metrics.journal_damaged_records.inc_by(damaged.saturating_sub(metrics.journal_damaged_records.get()));
+    })
+}
