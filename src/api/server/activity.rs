@@ -1,0 +1,127 @@
+//! What a connection is doing, and until when it may.
+//!
+//! hyper's own timeout for the head of a request also runs between requests. Here the two are apart: a client may keep
+//! a connection open for a minute, and must then send a head within seconds. The state is one word that the stream,
+//! the service and the deadline share; all three are polled by one task, so the order of accesses is its order.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Duration, Instant},
+};
+
+use super::{Limits, Stream};
+
+/// Milliseconds since the connection's start, times four, plus the phase.
+pub(super) struct Activity {
+    start: Instant,
+    word: AtomicU64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The head of a request arrives.
+    Head = 0,
+    /// A request is handled: its body, and what is done with it, have bounds of their own.
+    Serving = 1,
+    /// The answer is being sent, or the next request is waited for.
+    Idle = 2,
+}
+
+impl Activity {
+    /// A new connection has said nothing yet and must: it is in the head of its first request.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { start: Instant::now(), word: AtomicU64::new(Phase::Head as u64) })
+    }
+
+    fn enter(&self, phase: Phase) {
+        let since = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX >> 2);
+        self.word.store(since << 2 | phase as u64, Ordering::Relaxed);
+    }
+
+    fn is(&self, phase: Phase) -> bool {
+        self.word.load(Ordering::Relaxed) & 3 == phase as u64
+    }
+
+    pub fn request_begins(&self) {
+        self.word.store(Phase::Serving as u64, Ordering::Relaxed);
+    }
+
+    pub fn answer_begins(&self) {
+        self.enter(Phase::Idle);
+    }
+
+    /// When the connection has been at this for too long. None: that is not for the connection to say.
+    pub fn deadline(&self, limits: &Limits) -> Option<Instant> {
+        let word = self.word.load(Ordering::Relaxed);
+        let limit = match word & 3 {
+            phase if phase == Phase::Head as u64 => limits.header_timeout,
+            phase if phase == Phase::Idle as u64 => limits.idle_timeout,
+            _ => return None,
+        };
+        Some(self.start + Duration::from_millis(word >> 2) + limit)
+    }
+}
+
+/// A stream that notes when a request begins to arrive and when an answer makes progress.
+pub(super) struct Watched {
+    pub stream: Box<dyn Stream>,
+    pub activity: Arc<Activity>,
+}
+
+impl Watched {
+    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if matches!(written, Poll::Ready(Ok(1..))) && self.activity.is(Phase::Idle) {
+            self.activity.enter(Phase::Idle);
+        }
+        written
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if buffer.filled().len() > before && self.activity.is(Phase::Idle) {
+            self.activity.enter(Phase::Head);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.wrote(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.wrote(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

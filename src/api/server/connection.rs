@@ -1,0 +1,154 @@
+//! One connection: hyper's protocol, our deadlines, and the two ways in which it may end without an answer.
+
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Poll, ready},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::Body,
+    http::{Request, StatusCode},
+    response::{IntoResponse, Response},
+};
+use futures_util::future::BoxFuture;
+use hyper::{body::Incoming, server::conn::http1, service::Service};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use super::{
+    Limits, Stream,
+    activity::{Activity, Watched},
+};
+use crate::api::guard::OverUnixSocket;
+
+/// Bytes of a request's head, and of what is read at once of a body.
+const BUFFER: usize = 16 * 1024;
+
+/// How long, and how much, is read and thrown away of a request that was refused before its end: a socket that is
+/// closed with unread bytes in it takes the answer with it.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 4 * 1024 * 1024;
+
+/// Marks an answer that must not be sent: whether the task was stored is unknown, so the connection is closed.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the fate of a request is unknown")]
+pub struct NoAnswer;
+
+impl NoAnswer {
+    pub fn response() -> Response {
+        let mut response = StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        response.extensions_mut().insert(Self);
+        response
+    }
+}
+
+/// How the connections of a listener are served.
+#[derive(Clone)]
+pub(super) struct Connection {
+    pub router: Router,
+    pub limits: Limits,
+    pub over_unix: bool,
+    /// Finish the request under way, take no other.
+    pub shutdown: CancellationToken,
+    /// Stop now.
+    pub cut_off: CancellationToken,
+}
+
+impl Connection {
+    pub async fn serve(self, stream: Box<dyn Stream>) {
+        let cut_off = self.cut_off.clone();
+        tokio::select! {
+            () = self.serve_to_its_end(stream) => {}
+            () = cut_off.cancelled() => {}
+        }
+    }
+
+    async fn serve_to_its_end(self, stream: Box<dyn Stream>) {
+        let activity = Activity::new();
+        let service = Requests { router: self.router, over_unix: self.over_unix, activity: activity.clone() };
+        let io = TokioIo::new(Watched { stream, activity: activity.clone() });
+        let mut connection = http1::Builder::new().max_buf_size(BUFFER).serve_connection(io, service);
+
+        let mut shutdown = pin!(self.shutdown.cancelled());
+        let mut stopping = false;
+        let mut alarm = pin!(sleep_until(Instant::now() + self.limits.header_timeout));
+        let answered = poll_fn(|cx| {
+            if !stopping && shutdown.as_mut().poll(cx).is_ready() {
+                stopping = true;
+                Pin::new(&mut connection).graceful_shutdown();
+            }
+            if let Poll::Ready(ended) = connection.poll_without_shutdown(cx) {
+                return Poll::Ready(ended.is_ok());
+            }
+            loop {
+                // The alarm is set back only when it would ring too late, not with every request.
+                let deadline = activity.deadline(&self.limits);
+                if let Some(deadline) = deadline.filter(|deadline| *deadline < alarm.deadline()) {
+                    alarm.as_mut().reset(deadline);
+                }
+                ready!(alarm.as_mut().poll(cx));
+                let now = Instant::now();
+                match deadline {
+                    Some(deadline) if deadline <= now => return Poll::Ready(false),
+                    later => alarm.as_mut().reset(later.unwrap_or(now + self.limits.idle_timeout)),
+                }
+            }
+        })
+        .await;
+        if answered && !stopping {
+            linger(connection.into_parts().io.into_inner()).await;
+        }
+    }
+}
+
+async fn linger(mut stream: Watched) {
+    let drain = async {
+        stream.shutdown().await?;
+        let mut rest = stream.take(LINGER_BYTES as u64);
+        let mut buffer = [0; 4096];
+        while rest.read(&mut buffer).await? > 0 {}
+        std::io::Result::Ok(())
+    };
+    // However it ends, the connection is closed.
+    let _ = timeout(LINGER, drain).await;
+}
+
+/// Hands requests to the router.
+struct Requests {
+    router: Router,
+    over_unix: bool,
+    activity: Arc<Activity>,
+}
+
+impl Service<Request<Incoming>> for Requests {
+    type Response = Response;
+    type Error = NoAnswer;
+    type Future = BoxFuture<'static, Result<Response, NoAnswer>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        self.activity.request_begins();
+        let mut request = request.map(Body::new);
+        if self.over_unix {
+            request.extensions_mut().insert(OverUnixSocket);
+        }
+        let answer = self.router.clone().oneshot(request);
+        let activity = self.activity.clone();
+        Box::pin(async move {
+            let response = answer.await.unwrap_or_else(|never: Infallible| match never {});
+            activity.answer_begins();
+            // An error makes hyper drop the connection without a word.
+            response.extensions().get::<NoAnswer>().map_or(Ok(()), |no_answer| Err(*no_answer))?;
+            Ok(response)
+        })
+    }
+}

@@ -1,0 +1,171 @@
+//! `POST /tasks`: one task in, one promise out.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
+
+use axum::{
+    extract::{Request, State as Extract},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use futures_util::FutureExt;
+use jiff::Timestamp;
+use tracing::{debug, error};
+
+use super::{
+    State,
+    idempotency::decide_id,
+    problem::{Problem, ProblemType},
+    schema::{AcceptedTask, SubmitProblems, TaskDocument, examples},
+    server::NoAnswer,
+    trace,
+};
+use crate::{
+    log::AppendError,
+    queue::{Accepted, Envelope, Submission, SubmitError},
+    task::{Task, TaskId},
+};
+
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+/// Submit a task
+///
+/// Takes a Redis operation that could not be made, stores it durably, and makes it later. 202 means stored; any other
+/// answer means that nothing was accepted. A connection that closes without an answer means that the fate is unknown:
+/// repeat with the same id, which is safe.
+#[utoipa::path(
+    post, path = "/tasks", operation_id = "submitTask", tag = "tasks",
+    params(
+        ("Idempotency-Key" = Option<String>, Header, nullable = false, min_length = 1, max_length = 130,
+            description = "The same thing as the task's `id`, quoted or bare."),
+        ("traceparent" = Option<String>, Header, nullable = false,
+            description = "W3C trace context. Kept with the task; one that is malformed is ignored."),
+    ),
+    request_body(content = TaskDocument, examples(("set" = (summary = "A SET that failed", value = json!(examples::task()))))),
+    responses(
+        (status = 202, description = "The task is stored.", body = AcceptedTask,
+            headers(
+                ("Location" = String, description = "Where the task's status is."),
+                ("Idempotent-Replayed" = String, description = "`true` where the id was known: nothing was stored again."),
+            ),
+            examples(("stored" = (summary = "Stored on the local disk", value = json!(examples::accepted()))))),
+        SubmitProblems,
+    ),
+    security((), ("bearer" = [])),
+)]
+pub(super) async fn submit_task(Extract(state): Extract<Arc<State>>, request: Request) -> Result<Response, Problem> {
+    state.readiness.check_not_draining()?;
+    let read = state.intake.read(request, state.config.max_body).await?;
+    let started = Instant::now();
+    let (id, submission) = prepare(&state, &read.headers, &read.body)?;
+    let lane = submission.lane;
+    let stored = store(&state, vec![submission]).await;
+    let accepted = match stored.and_then(|mut stored| stored.pop().expect("there is a result for each task")) {
+        Ok(accepted) => accepted,
+        Err(error) => match Failure::from(error) {
+            Failure::Refused(problem) => return Err(problem),
+            Failure::Unknown => return Ok(NoAnswer::response()),
+        },
+    };
+    state.metrics.accept_seconds.observe(started.elapsed().as_secs_f64());
+    debug!(task.id = %id, lane = lane.as_str(), replayed = accepted.replayed, "Accepted task {id}");
+    Ok(answer(&id, &accepted))
+}
+
+fn prepare(state: &State, headers: &HeaderMap, body: &Bytes) -> Result<(TaskId, Submission), Problem> {
+    let accepted_at = now();
+    let task = Task::parse(body, &state.rules, accepted_at)?;
+    let id = decide_id(headers, task.id.as_ref())?;
+    let submission = submission(&task, &id, body.clone(), accepted_at, trace::traceparent(headers));
+    Ok((id, submission))
+}
+
+/// What is stored of a task: the client's own bytes, and beside them what was decided at its acceptance.
+pub(super) fn submission(
+    task: &Task<'_>,
+    id: &TaskId,
+    value: Bytes,
+    accepted_at: Timestamp,
+    traceparent: Option<&str>,
+) -> Submission {
+    Submission {
+        target: (&*task.target).into(),
+        lane: task.lane.unwrap_or_default(),
+        ordering_key: Bytes::copy_from_slice(task.default_ordering_key(id)),
+        envelope: Envelope {
+            id: id.clone(),
+            accepted_at,
+            identity: task.identity(id),
+            traceparent: traceparent.map(Box::from),
+            value,
+        },
+    }
+}
+
+/// The time of acceptance, in the milliseconds that are stored: a repetition is told the same.
+pub(super) fn now() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now)
+}
+
+/// Stores tasks. A panic on the way leaves their fate unknown, and is answered as such.
+pub(super) async fn store(
+    state: &State,
+    submissions: Vec<Submission>,
+) -> Result<Vec<Result<Accepted, SubmitError>>, SubmitError> {
+    AssertUnwindSafe(state.queues.submit_many(submissions)).catch_unwind().await.map_err(|_| {
+        error!("Storing tasks panicked");
+        SubmitError::Append(AppendError::FateUnknown)
+    })
+}
+
+/// What to say about a task that was not stored.
+pub(super) enum Failure {
+    /// It was not and will not be.
+    Refused(Problem),
+    /// It may be stored: nothing may be said.
+    Unknown,
+}
+
+impl From<SubmitError> for Failure {
+    fn from(error: SubmitError) -> Self {
+        let problem = match error {
+            SubmitError::OtherOperation => {
+                Problem::new(ProblemType::IdempotencyKeyReused, "the id was used for another operation")
+            }
+            SubmitError::Append(AppendError::FateUnknown) => return Self::Unknown,
+            SubmitError::Append(AppendError::Full { retry_after }) => {
+                Problem::new(ProblemType::QueueFull, "the queue has no room").with_retry_after(retry_after)
+            }
+            SubmitError::Append(AppendError::TooLarge { limit, .. }) => {
+                let detail = format!("the task's record is over the storage's limit of {limit} bytes");
+                Problem::new(ProblemType::PayloadTooLarge, detail)
+            }
+            SubmitError::Append(AppendError::Unavailable { .. }) => {
+                Problem::new(ProblemType::QueueUnavailable, "the queue cannot take tasks now")
+            }
+            SubmitError::Append(AppendError::Closed) => {
+                Problem::new(ProblemType::Draining, "the server is stopping")
+            }
+        };
+        Self::Refused(problem)
+    }
+}
+
+/// The answer to a task that is stored. Ids need no escapes, so it is written in one go.
+fn answer(id: &TaskId, accepted: &Accepted) -> Response {
+    let Accepted { accepted_at, durability, replayed } = accepted;
+    let durability = durability.as_str();
+    let body = format!(
+        r#"{{"id":"{id}","status":"queued","durability":"{durability}","accepted_at":"{accepted_at}"}}"#
+    );
+    let location = HeaderValue::try_from(format!("/tasks/{id}")).expect("ids have only characters that headers may have");
+    let mut response = (StatusCode::ACCEPTED, body).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::LOCATION, location);
+    if *replayed {
+        headers.insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+    }
+    response
+}

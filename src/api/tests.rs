@@ -1,0 +1,4 @@
+//! The planes as their clients see them.
+
+mod harness;
+mod submit;
