@@ -12,9 +12,14 @@ use crate::config::ConfigError;
 
 mod completions;
 mod config;
+mod dead_letters;
+mod healthcheck;
+mod http;
 mod output;
+mod problem;
 mod serve;
 mod settings;
+mod submit;
 
 const EXIT_STATUSES: &str = "Exit status: 0 done, 2 wrong configuration or usage, 1 anything else, with one line on \
                              standard error that says what.";
@@ -32,7 +37,10 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Submit(Box<submit::Args>),
+    DeadLetters(dead_letters::Args),
     Config(config::Args),
+    Healthcheck(healthcheck::Args),
     Completions(completions::Args),
     /// Print the version
     Version,
@@ -48,7 +56,10 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Serve(args) => serve::run(args),
+            Command::Submit(args) => submit::run(*args),
+            Command::DeadLetters(args) => dead_letters::run(args),
             Command::Config(args) => config::run(args),
+            Command::Healthcheck(args) => healthcheck::run(args),
             Command::Completions(args) => completions::run(&args),
             Command::Version => Ok(output::print_line(&format!("redrive {}", env!("CARGO_PKG_VERSION")))?),
         }

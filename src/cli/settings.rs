@@ -1,16 +1,18 @@
 //! The settings as flags, and the configuration that a command works with.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Arg, ArgAction, ArgMatches, error::ErrorKind};
 
-use crate::config::{CONFIG_ENV, Config, ConfigError, Loaded, Raw, SETTINGS, Setting, Sources, target_setting};
+use crate::config::{
+    CONFIG_ENV, Config, ConfigError, Loaded, Raw, SETTINGS, Setting, Sources, parse_duration, target_setting,
+};
 
 /// Which file is read.
 #[derive(Debug, Default, clap::Args)]
 pub struct ConfigFile {
     /// TOML file with settings
-    #[arg(long = "config", value_name = "FILE", env = CONFIG_ENV)]
+    #[arg(id = "config_file", long = "config", global = true, value_name = "FILE", env = CONFIG_ENV)]
     pub file: Option<PathBuf>,
 }
 
@@ -89,4 +91,9 @@ fn target_arg() -> Arg {
         "A further Redis and its name; may be repeated. In the file `[targets.NAME]` with `url = ...` \
          [env: REDRIVE_TARGETS_NAME_URL]",
     )
+}
+
+/// Reads a duration that is not a setting.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).ok_or_else(|| "expected a duration such as `200ms`, `30s` or `5m`".into())
 }

@@ -1,0 +1,17 @@
+//! `redrive openapi`.
+
+use super::output::print_json;
+
+/// Print the description of the HTTP API (OpenAPI 3.1, JSON)
+#[derive(clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct Args {}
+
+const EXAMPLES: &str = "\
+Examples:
+  redrive openapi > openapi.json
+  redrive openapi | jq '.paths | keys'";
+
+pub fn run() -> anyhow::Result<()> {
+    print_json(&crate::api::openapi::document())
+}
