@@ -23,6 +23,7 @@ mod body;
 mod front;
 mod guard;
 mod idempotency;
+mod ops;
 pub mod problem;
 mod readiness;
 mod schema;
@@ -103,7 +104,16 @@ impl State {
         config: Config,
     ) -> Arc<Self> {
         let intake = Intake::new(&config);
-        Arc::new(Self { queues, consumer, dead_letters, metrics, rules, config, readiness: Readiness::default(), intake })
+        Arc::new(Self {
+            queues,
+            consumer,
+            dead_letters,
+            metrics,
+            rules,
+            config,
+            readiness: Readiness::default(),
+            intake,
+        })
     }
 
     fn front(&self, guard: Guard) -> Arc<Front> {
@@ -124,6 +134,17 @@ pub fn data_plane(state: &Arc<State>, hosts: Hosts) -> Router {
 
 fn data_routes() -> OpenApiRouter<Arc<State>> {
     OpenApiRouter::new().routes(routes!(submit::submit_task))
+}
+
+/// The routes of the ops plane.
+pub fn ops_plane(state: &Arc<State>, _hosts: Hosts) -> Router {
+    use axum::routing::get;
+    Router::new()
+        .route("/livez", get(ops::live))
+        .route("/readyz", get(ops::ready))
+        .route("/startupz", get(ops::ready))
+        .route("/metrics", get(ops::metrics))
+        .with_state(state.clone())
 }
 
 #[cfg(test)]

@@ -15,13 +15,13 @@ use std::{
 };
 
 use crate::{
-    api::{self, Bound, Listen, Readiness, Server},
+    api::{self, Bound, Hosts, Listen, Server},
     config::{self, Config, Lua, TokenError},
     consumer::{self, Consumer, Panicked},
     dead_letters::DeadLetters,
     log::{
         Log, ReadError, TableError,
-        journal::{JournalConfig, JournalLog, JournalStats, OpenError, RealDisk},
+        journal::{JournalConfig, JournalLog, OpenError, disk::RealDisk, stats::JournalStats},
     },
     queue::Queues,
     retry::Policy,
@@ -63,8 +63,7 @@ pub enum AppError {
 pub struct App {
     log: Arc<dyn Log>,
     consumer: Consumer,
-    readiness: Arc<Readiness>,
-    state: api::State,
+    state: Arc<api::State>,
     data_plane: Server,
     ops_plane: Server,
     grace: Duration,
@@ -79,7 +78,11 @@ impl App {
         let journal = JournalLog::open(journal_config(config), Arc::new(RealDisk))?;
         let stats = journal.stats();
         let log: Arc<dyn Log> = Arc::new(journal);
-        let metrics = Metrics::new(&api::ProblemType::ALL.map(api::ProblemType::slug));
+        let metrics = Metrics::new(&api::ProblemType::slugs());
+        metrics.refresh_with({
+            let log = log.clone();
+            move |metrics| refresh(&*log, &stats, metrics)
+        });
         let queues = Queues::new(log.clone(), metrics.clone());
         queues.refill()?;
         let dead_letters = DeadLetters::open(&log)?;
@@ -100,25 +103,15 @@ impl App {
         let api_config = api_config(config, token);
         let data_plane = Server::bind(&api_config.listen, api_config.connections)?;
         let ops_plane = Server::bind(&[Listen::Tcp(api_config.ops_listen)], api_config.connections)?;
-        let readiness = Arc::new(Readiness::default());
-        let state = api::State {
-            queues,
-            consumer: consumer.handle(),
-            dead_letters,
-            metrics: metrics.clone(),
-            rules,
-            readiness: readiness.clone(),
-            config: Arc::new(api_config),
-            before_scrape: before_scrape(log.clone(), stats, metrics),
-        };
-        readiness.set_started();
+        let state = api::State::new(queues, consumer.handle(), dead_letters, metrics, rules, api_config);
+        state.readiness.set_started();
         for bound in data_plane.bound() {
             tracing::info!(listen = %bound, "Taking tasks on {bound} after {} ms", started.elapsed().as_millis());
         }
         for bound in ops_plane.bound() {
             tracing::info!(ops.listen = %bound, "Probes, metrics and the admin API are on {bound}");
         }
-        Ok(Self { log, consumer, readiness, state, data_plane, ops_plane, grace: config.shutdown.grace })
+        Ok(Self { log, consumer, state, data_plane, ops_plane, grace: config.shutdown.grace })
     }
 
     /// Where the data plane listens.
@@ -138,18 +131,13 @@ impl App {
     /// When the process had to end: its log failed, or a worker panicked.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), AppError> {
         let closing = Shutdown::new();
-        let data = tokio::spawn(self.data_plane.serve(
-            api::data_plane(self.state.clone()),
-            closing.token(),
-            self.grace / 2,
-        ));
+        let hosts = |server: &Server| Hosts::new(&server.bound(), &self.state.config.allowed_hosts);
+        let data = api::data_plane(&self.state, hosts(&self.data_plane));
+        let data = tokio::spawn(self.data_plane.serve(data, closing.token(), self.grace / 2));
         // Probes and metrics are answered until the end.
         let ops_closing = Shutdown::new();
-        let ops = tokio::spawn(self.ops_plane.serve(
-            api::ops_plane(self.state),
-            ops_closing.token(),
-            Duration::from_millis(200),
-        ));
+        let ops = api::ops_plane(&self.state, hosts(&self.ops_plane));
+        let ops = tokio::spawn(self.ops_plane.serve(ops, ops_closing.token(), Duration::from_millis(200)));
         tokio::select! {
             () = shutdown.begun() => {}
             reason = self.log.failed() => return Err(AppError::LogFailed(reason)),
@@ -158,7 +146,7 @@ impl App {
             }
         }
         let begun = Instant::now();
-        self.readiness.set_draining();
+        self.state.readiness.set_draining();
         closing.begin();
         let stop = async {
             let _ = data.await;
@@ -192,8 +180,7 @@ fn targets(config: &Config) -> Result<Vec<Target>, AppError> {
             connections: redis.connections,
             own_prefix: redis.own_prefix.clone(),
         };
-        Target::try_new(&target.name, settings)
-            .map_err(|source| AppError::Target { name: target.name.clone(), source })
+        Target::try_new(&target.name, settings).map_err(|source| AppError::Target { name: target.name.clone(), source })
     };
     config.targets.iter().map(target).collect()
 }
@@ -256,17 +243,15 @@ fn api_config(config: &Config, token: Option<config::Token>) -> api::Config {
             header_timeout: config.http.header_timeout,
             idle_timeout: config.http.idle_timeout,
         },
-        token: token.map(|token| api::Token::new(token.expose())),
+        token: token.map(|token| api::Token::new(token.expose().as_bytes())),
     }
 }
 
 /// Brings those gauges up to date that are read off, not counted.
-fn before_scrape(log: Arc<dyn Log>, stats: Arc<JournalStats>, metrics: Arc<Metrics>) -> Arc<dyn Fn() + Send + Sync> {
-    Arc::new(move || {
-        let unfinished: u64 = log.depth().iter().map(|depth| depth.end.saturating_sub(depth.finished)).sum();
-        metrics.consumer_lag.set(i64::try_from(unfinished).unwrap_or(i64::MAX));
-        metrics.journal_bytes.set(i64::try_from(stats.bytes()).unwrap_or(i64::MAX));
-        let damaged = stats.damaged_records();
-        metrics.journal_damaged_records.inc_by(damaged.saturating_sub(metrics.journal_damaged_records.get()));
-    })
+fn refresh(log: &dyn Log, stats: &JournalStats, metrics: &Metrics) {
+    let unfinished: u64 = log.depth().iter().map(|depth| depth.end.saturating_sub(depth.finished)).sum();
+    metrics.consumer_lag.set(i64::try_from(unfinished).unwrap_or(i64::MAX));
+    metrics.journal_bytes.set(i64::try_from(stats.disk_bytes()).unwrap_or(i64::MAX));
+    let damaged = stats.damaged_records();
+    metrics.journal_damaged_records.inc_by(damaged.saturating_sub(metrics.journal_damaged_records.get()));
 }

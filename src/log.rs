@@ -24,6 +24,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::{future::BoxFuture, stream::BoxStream};
 
+#[cfg(test)]
+pub(crate) mod conformance;
 pub mod journal;
 pub mod memory;
 

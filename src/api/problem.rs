@@ -130,11 +130,9 @@ impl ProblemType {
             }
             Self::WrongHost => ("wrong-host", StatusCode::MISDIRECTED_REQUEST, "The host is not this server"),
             Self::ValidationFailed => ("validation-failed", StatusCode::UNPROCESSABLE_ENTITY, "The task is not valid"),
-            Self::IdempotencyKeyReused => (
-                "idempotency-key-reused",
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "The id was used for another operation",
-            ),
+            Self::IdempotencyKeyReused => {
+                ("idempotency-key-reused", StatusCode::UNPROCESSABLE_ENTITY, "The id was used for another operation")
+            }
             Self::IdempotencyKeyMismatch => (
                 "idempotency-key-mismatch",
                 StatusCode::UNPROCESSABLE_ENTITY,

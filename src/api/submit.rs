@@ -144,9 +144,7 @@ impl From<SubmitError> for Failure {
             SubmitError::Append(AppendError::Unavailable { .. }) => {
                 Problem::new(ProblemType::QueueUnavailable, "the queue cannot take tasks now")
             }
-            SubmitError::Append(AppendError::Closed) => {
-                Problem::new(ProblemType::Draining, "the server is stopping")
-            }
+            SubmitError::Append(AppendError::Closed) => Problem::new(ProblemType::Draining, "the server is stopping"),
         };
         Self::Refused(problem)
     }
@@ -156,10 +154,10 @@ impl From<SubmitError> for Failure {
 fn answer(id: &TaskId, accepted: &Accepted) -> Response {
     let Accepted { accepted_at, durability, replayed } = accepted;
     let durability = durability.as_str();
-    let body = format!(
-        r#"{{"id":"{id}","status":"queued","durability":"{durability}","accepted_at":"{accepted_at}"}}"#
-    );
-    let location = HeaderValue::try_from(format!("/tasks/{id}")).expect("ids have only characters that headers may have");
+    let body =
+        format!(r#"{{"id":"{id}","status":"queued","durability":"{durability}","accepted_at":"{accepted_at}"}}"#);
+    let location =
+        HeaderValue::try_from(format!("/tasks/{id}")).expect("ids have only characters that headers may have");
     let mut response = (StatusCode::ACCEPTED, body).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -4,7 +4,7 @@ use super::{
     runtime,
     settings::{ConfigFile, SettingFlags},
 };
-use crate::{shutdown::Shutdown, telemetry};
+use crate::{app::App, shutdown::Shutdown, telemetry};
 
 /// Take tasks over HTTP and execute them on Redis
 ///
@@ -34,7 +34,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     telemetry::init(&config.log.level, config.log.format)?;
     runtime()?.block_on(async {
         let shutdown = Shutdown::on_signals()?;
-        drop((config, shutdown));
+        App::build(&config)?.run(shutdown).await?;
         Ok(())
     })
 }

@@ -70,7 +70,9 @@ pub struct Trouble {
 pub enum Letter {
     None,
     /// Being written. `outdated`: another unit died meanwhile.
-    Writing { outdated: bool },
+    Writing {
+        outdated: bool,
+    },
     /// Could not be written: tried again when the pause is over.
     Failed,
     Written,
@@ -135,7 +137,11 @@ impl Entry {
             Some(End::Applied) => UnitEnd::Applied,
             Some(End::Dead) => {
                 let death = self.trouble.as_ref().and_then(|trouble| {
-                    trouble.dead.iter().find(|(unit, _, _)| *unit as usize == place).map(|(_, failure, reason)| (failure, reason))
+                    trouble
+                        .dead
+                        .iter()
+                        .find(|(unit, _, _)| *unit as usize == place)
+                        .map(|(_, failure, reason)| (failure, reason))
                 });
                 match death {
                     Some((failure, reason)) => {

@@ -21,20 +21,25 @@ pub fn of_entry(entry: &Entry, partition: &Partition, rules: &Rules, now: Timest
     letter.first_error_at = trouble.first_error_at;
     letter.last_error_at = trouble.last_error_at;
     if entry.units.len() > 1 {
-        letter.units = entry.units.iter().enumerate().map(|(index, unit)| {
-            let death = trouble.dead.iter().find(|(dead, _, _)| *dead as usize == index);
-            let (outcome, failure) = match (unit.end, death) {
-                (_, Some((_, failure, reason))) => (reason.as_str(), Some(failure)),
-                (Some(End::Applied), None) => ("applied", None),
-                (_, None) => ("unfinished", None),
-            };
-            DeadUnit {
-                index: index as u32,
-                outcome: outcome.to_owned(),
-                code: failure.map_or(String::new(), |failure| failure.code.to_string()),
-                message: failure.map_or(String::new(), |failure| failure.message.to_string()),
-            }
-        }).collect();
+        letter.units = entry
+            .units
+            .iter()
+            .enumerate()
+            .map(|(index, unit)| {
+                let death = trouble.dead.iter().find(|(dead, _, _)| *dead as usize == index);
+                let (outcome, failure) = match (unit.end, death) {
+                    (_, Some((_, failure, reason))) => (reason.as_str(), Some(failure)),
+                    (Some(End::Applied), None) => ("applied", None),
+                    (_, None) => ("unfinished", None),
+                };
+                DeadUnit {
+                    index: index as u32,
+                    outcome: outcome.to_owned(),
+                    code: failure.map_or(String::new(), |failure| failure.code.to_string()),
+                    message: failure.map_or(String::new(), |failure| failure.message.to_string()),
+                }
+            })
+            .collect();
     }
     letter
 }

@@ -215,7 +215,9 @@ impl Window {
     /// Whether the unit is the one that this node of the schedule stands for, and is not done.
     pub fn is_waiting(&self, node: UnitId, unit: UnitRef) -> bool {
         let entry = self.entries.get(unit.task.0 as usize).and_then(Option::as_ref);
-        entry.and_then(|entry| entry.units.get(unit.unit as usize)).is_some_and(|found| found.node == node && found.end.is_none())
+        entry
+            .and_then(|entry| entry.units.get(unit.unit as usize))
+            .is_some_and(|found| found.node == node && found.end.is_none())
     }
 
     /// The schedule, and beside it what the units are.

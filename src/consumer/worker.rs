@@ -125,14 +125,35 @@ struct Sent {
 }
 
 enum Event {
-    Read { window: usize, reader: Box<dyn Reader>, result: Result<Vec<LogEntry>, ReadError> },
+    Read {
+        window: usize,
+        reader: Box<dyn Reader>,
+        result: Result<Vec<LogEntry>, ReadError>,
+    },
     /// A read failed; this is the pause after it.
-    ReadAgain { window: usize, reader: Box<dyn Reader> },
-    Batch { sent: Vec<Sent>, connection: Option<Connection>, result: Result<BatchResult, Failure> },
+    ReadAgain {
+        window: usize,
+        reader: Box<dyn Reader>,
+    },
+    Batch {
+        sent: Vec<Sent>,
+        connection: Option<Connection>,
+        result: Result<BatchResult, Failure>,
+    },
     Probed(Result<ProbeReport, Failure>),
-    Letter { window: usize, task: TaskSlot, result: Result<(), TableError> },
-    LetterAgain { window: usize, task: TaskSlot },
-    Committed { window: usize, result: Result<(), CommitError> },
+    Letter {
+        window: usize,
+        task: TaskSlot,
+        result: Result<(), TableError>,
+    },
+    LetterAgain {
+        window: usize,
+        task: TaskSlot,
+    },
+    Committed {
+        window: usize,
+        result: Result<(), CommitError>,
+    },
 }
 
 impl Worker {
@@ -318,7 +339,8 @@ impl Worker {
         let mut envelope = match Envelope::decode(&record) {
             Ok(envelope) => envelope,
             Err(error) => {
-                let failure = Failure::dead(ReasonClass::RefusedRecord, Executed::No, "unreadable-record", &error.to_string());
+                let failure =
+                    Failure::dead(ReasonClass::RefusedRecord, Executed::No, "unreadable-record", &error.to_string());
                 let id = format!("unreadable-{}-{offset}", self.windows[number].partition.index);
                 let id = TaskId::parse(&id).expect("letters, digits and dashes are an id");
                 let envelope = Envelope::of_unreadable(id, now, record.value);
@@ -335,17 +357,18 @@ impl Worker {
         let task = match Task::parse(&value, &self.rules, envelope.accepted_at) {
             Ok(task) => task,
             Err(refusal) => {
-                let failure = Failure::dead(ReasonClass::RefusedRecord, Executed::No, refusal.kind.as_str(), &refusal.detail);
+                let failure =
+                    Failure::dead(ReasonClass::RefusedRecord, Executed::No, refusal.kind.as_str(), &refusal.detail);
                 return self.refuse_record(number, offset, envelope, &failure);
             }
         };
-        let ordering_key = task.ordering_key.as_ref().map(|key| xxhash_rust::xxh3::xxh3_64_with_seed(key.as_bytes(), 1));
+        let ordering_key =
+            task.ordering_key.as_ref().map(|key| xxhash_rust::xxh3::xxh3_64_with_seed(key.as_bytes(), 1));
         let units: Vec<(Keys, bool)> = task
             .operation
             .units()
             .map(|unit| {
-                let mut hashes: Vec<u64> =
-                    unit.keys.iter().map(|key| xxhash_rust::xxh3::xxh3_64(key.bytes)).collect();
+                let mut hashes: Vec<u64> = unit.keys.iter().map(|key| xxhash_rust::xxh3::xxh3_64(key.bytes)).collect();
                 // A unit whose keys are not known stays a barrier: the ordering key adds an order and removes none.
                 if !unit.is_barrier() {
                     hashes.extend(ordering_key);
@@ -374,7 +397,8 @@ impl Worker {
                 }
                 Some(UnitEnd::Unfinished) | None => None,
             };
-            let attempts = earlier.attempts.iter().find(|(unit, _)| *unit as usize == place).map_or(0, |(_, attempts)| *attempts);
+            let attempts =
+                earlier.attempts.iter().find(|(unit, _)| *unit as usize == place).map_or(0, |(_, attempts)| *attempts);
             let reference = UnitRef { task: slot, unit: place as u32 };
             let node = match end {
                 None => window.schedule.insert(keys, reference),
@@ -393,15 +417,8 @@ impl Worker {
     }
 
     fn refuse_record(&mut self, number: usize, offset: u64, envelope: Envelope, failure: &Failure) {
-        let mut entry = Entry {
-            offset,
-            envelope,
-            max_retries: 0,
-            units: Vec::new(),
-            open: 0,
-            trouble: None,
-            letter: Letter::None,
-        };
+        let mut entry =
+            Entry { offset, envelope, max_retries: 0, units: Vec::new(), open: 0, trouble: None, letter: Letter::None };
         entry.note_death(0, failure, ReasonClass::RefusedRecord, Timestamp::now());
         let slot = self.windows[number].insert(entry, 0);
         self.write_letter(number, slot);
@@ -417,7 +434,9 @@ impl Worker {
         if !self.has_ready() {
             return;
         }
-        if matches!(self.breaker.state(), BreakerState::Closed) && self.windows.iter().any(|window| window.schedule.apart_len() > 0) {
+        if matches!(self.breaker.state(), BreakerState::Closed)
+            && self.windows.iter().any(|window| window.schedule.apart_len() > 0)
+        {
             self.send_suspect(now);
             return;
         }
@@ -521,7 +540,15 @@ impl Worker {
     }
 
     /// Puts a running unit into the batch, unless its command is held or was condemned.
-    fn push(&mut self, number: usize, node: UnitId, unit: UnitRef, batch: &mut Batch, sent: &mut Vec<Sent>, now: Instant) {
+    fn push(
+        &mut self,
+        number: usize,
+        node: UnitId,
+        unit: UnitRef,
+        batch: &mut Batch,
+        sent: &mut Vec<Sent>,
+        now: Instant,
+    ) {
         let window = &self.windows[number];
         let entry = window.entry(unit.task);
         let value = entry.envelope.value.clone();
@@ -545,7 +572,9 @@ impl Worker {
             Operation::Simple(command) => push_command(batch, command),
             Operation::Pipeline { mode: Mode::Each, commands } => push_command(batch, &commands[unit.unit as usize]),
             Operation::Pipeline { mode: Mode::Atomic, commands } => {
-                batch.push_atomic(commands.iter().map(|command| (command.spec.name, command.args.iter().map(AsRef::as_ref))));
+                batch.push_atomic(
+                    commands.iter().map(|command| (command.spec.name, command.args.iter().map(AsRef::as_ref))),
+                );
             }
             Operation::Lua(script) => batch.push_script(
                 script.source.as_bytes(),
@@ -601,9 +630,10 @@ impl Worker {
                 }
             }
             Ok(BatchResult { results, .. }) => {
-                let signal = results.iter().filter_map(|result| result.as_ref().err()).find(|failure| {
-                    matches!(failure.class, FailureClass::Hold | FailureClass::Ambiguous)
-                });
+                let signal = results
+                    .iter()
+                    .filter_map(|result| result.as_ref().err())
+                    .find(|failure| matches!(failure.class, FailureClass::Hold | FailureClass::Ambiguous));
                 match signal.cloned() {
                     Some(failure) => self.note_target_failure(&failure, now, today),
                     None => {
@@ -676,7 +706,7 @@ impl Worker {
                 tracing::info!(
                     task.id = %entry.envelope.id,
                     trace_id = trace_id(entry),
-                    target = self.target.name(),
+                    redis.target = self.target.name(),
                     error.code = %failure.code,
                     strikes,
                     "Whether task {} ran is unknown ({}); it runs alone next",
@@ -716,7 +746,7 @@ impl Worker {
             Ruling::Held => {
                 if !was_held {
                     tracing::warn!(
-                        target = self.target.name(),
+                        redis.target = self.target.name(),
                         command = sent.command,
                         error.code = %failure.code,
                         "{} refuses {} on many keys ({}): holding its tasks until it is allowed",
@@ -738,7 +768,7 @@ impl Worker {
     /// A command that had been refused succeeded: its waiting units are sent again, or known to be at fault.
     fn unpark(&mut self, command: &'static str, waiting: Parked) {
         if waiting == Parked::Released {
-            tracing::info!(target = self.target.name(), command, "{} takes {command} again", self.target.name());
+            tracing::info!(redis.target = self.target.name(), command, "{} takes {command} again", self.target.name());
         }
         for (number, node, unit) in self.parked.remove(command).unwrap_or_default() {
             let window = &mut self.windows[number];
@@ -846,7 +876,7 @@ impl Worker {
             tracing::warn!(
                 task.id = %entry.envelope.id,
                 trace_id = trace_id(&entry),
-                target = self.target.name(),
+                redis.target = self.target.name(),
                 reason = reason.as_str(),
                 error.code = %failure.code,
                 attempts,
@@ -858,7 +888,7 @@ impl Worker {
             tracing::debug!(
                 task.id = %entry.envelope.id,
                 trace_id = trace_id(&entry),
-                target = self.target.name(),
+                redis.target = self.target.name(),
                 attempts,
                 "Applied task {}",
                 entry.envelope.id
@@ -879,7 +909,7 @@ impl Worker {
             // What is left of the old connections is as dead as the one that failed.
             self.idle.clear();
             tracing::warn!(
-                target = self.target.name(),
+                redis.target = self.target.name(),
                 error.code = %failure.code,
                 "Holding the tasks of {}: {} ({})",
                 self.target.name(),
@@ -892,7 +922,12 @@ impl Worker {
     fn note_target_return(&mut self) {
         if let Some(since) = self.held_since.take() {
             let seconds = (Timestamp::now().as_millisecond() - since.as_millisecond()) as f64 / 1000.0;
-            tracing::info!(target = self.target.name(), seconds, "Released the tasks of {} after {seconds:.1} s", self.target.name());
+            tracing::info!(
+                redis.target = self.target.name(),
+                seconds,
+                "Released the tasks of {} after {seconds:.1} s",
+                self.target.name()
+            );
         }
     }
 
@@ -907,7 +942,7 @@ impl Worker {
                 {
                     self.canary_warned = true;
                     tracing::warn!(
-                        target = self.target.name(),
+                        redis.target = self.target.name(),
                         error.code = %refused.code,
                         "{} does not take Redrive's own keys ({}): allow its user to write them, so that a target that cannot be written is noticed",
                         self.target.name(),
@@ -921,7 +956,7 @@ impl Worker {
                 if matches!(self.breaker.state(), BreakerState::Closed) {
                     self.note_target_failure(&failure, now, Timestamp::now());
                 } else {
-                    tracing::debug!(target = self.target.name(), error.code = %failure.code, "{} is still not usable", self.target.name());
+                    tracing::debug!(redis.target = self.target.name(), error.code = %failure.code, "{} is still not usable", self.target.name());
                     self.breaker.on_probe(Err(&failure), now);
                 }
             }
@@ -984,9 +1019,9 @@ impl Worker {
         for (gauge, count) in self.metrics.tasks.iter().zip([ready, backoff, held, in_flight]) {
             gauge.set(count as i64);
         }
-        let oldest = self.oldest().map_or(0.0, |oldest| {
-            (Timestamp::now().as_millisecond() - oldest.as_millisecond()).max(0) as f64 / 1000.0
-        });
+        let oldest = self
+            .oldest()
+            .map_or(0.0, |oldest| (Timestamp::now().as_millisecond() - oldest.as_millisecond()).max(0) as f64 / 1000.0);
         self.metrics.oldest_age.set(oldest);
         self.metrics.breaker.set(match self.breaker.state() {
             BreakerState::Closed => 0,
@@ -1008,9 +1043,10 @@ impl Worker {
     }
 
     fn find(&self, id: &TaskId) -> Option<Waiting> {
-        let (window, entry) = self.windows.iter().find_map(|window| {
-            window.entries().find(|entry| entry.envelope.id == *id).map(|entry| (window, entry))
-        })?;
+        let (window, entry) = self
+            .windows
+            .iter()
+            .find_map(|window| window.entries().find(|entry| entry.envelope.id == *id).map(|entry| (window, entry)))?;
         let (state, until) = self.state_of(window, entry);
         let held = state == WaitState::Held;
         let held_by = match self.breaker.state() {
@@ -1029,7 +1065,9 @@ impl Worker {
                 Timestamp::now() + ahead
             }),
             held_since: held.then(|| {
-                self.held_since.or(entry.trouble.as_ref().map(|trouble| trouble.first_error_at)).unwrap_or_else(Timestamp::now)
+                self.held_since
+                    .or(entry.trouble.as_ref().map(|trouble| trouble.first_error_at))
+                    .unwrap_or_else(Timestamp::now)
             }),
             held_by: held_by.filter(|_| held),
             last_error: entry.trouble.as_ref().map(|trouble| LastError {
@@ -1140,7 +1178,7 @@ fn log_retry(entry: &Entry, target: &str, failure: &Failure, attempt: u32, after
     tracing::info!(
         task.id = %entry.envelope.id,
         trace_id = trace_id(entry),
-        target,
+        redis.target = target,
         error.code = %failure.code,
         attempt,
         after_ms = after.as_millis() as u64,

@@ -205,7 +205,9 @@ impl Recent {
     }
 
     fn number(&self, id: u64) -> Option<usize> {
-        self.index.find(id, |number| self.slots[*number as usize].identity.id_hash() == id).map(|number| *number as usize)
+        self.index
+            .find(id, |number| self.slots[*number as usize].identity.id_hash() == id)
+            .map(|number| *number as usize)
     }
 
     fn slot(&self, id: u64) -> Option<&Slot> {

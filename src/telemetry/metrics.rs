@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -60,6 +60,7 @@ pub struct Metrics {
     /// Records that were appended and are not finished.
     pub consumer_lag: IntGauge,
     appends: RecentRate,
+    refresh: OnceLock<Box<dyn Fn(&Self) + Send + Sync>>,
 }
 
 /// The handles of one target.
@@ -191,6 +192,7 @@ impl Metrics {
                     .expect("the name is valid"),
             ),
             appends: RecentRate::new(),
+            refresh: OnceLock::new(),
             registry,
         };
         Arc::new(metrics)
@@ -226,8 +228,17 @@ impl Metrics {
         self.appends.count(Instant::now(), records, stored);
     }
 
+    /// Has `refresh` called before each [`Metrics::render`], to bring those gauges up to date that are read off and not
+    /// counted. The first call decides.
+    pub fn refresh_with(&self, refresh: impl Fn(&Self) + Send + Sync + 'static) {
+        let _ = self.refresh.set(Box::new(refresh));
+    }
+
     /// The text that a scraper reads (exposition format 0.0.4).
     pub fn render(&self) -> String {
+        if let Some(refresh) = self.refresh.get() {
+            refresh(self);
+        }
         self.send_failure_rate.set(self.appends.rate(Instant::now()));
         let mut text = String::with_capacity(16 * 1024);
         TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text).expect("writing to a string cannot fail");
