@@ -134,6 +134,8 @@ impl Failure {
     pub const MAX_MESSAGE: usize = 256;
     /// The code of a response timeout, which alone says little about a target.
     pub const TIMEOUT: &'static str = "timeout";
+    /// The code of a connection that ended before the answer came.
+    pub const CONNECTION_LOST: &'static str = "connection-lost";
     /// The code where Redrive itself had no connection left to use, which says nothing about a target.
     pub const NO_CONNECTION: &'static str = "no-connection";
 

@@ -44,7 +44,9 @@ pub(super) fn with_script_line(says: &str, text: &str) -> String {
 pub(super) fn without_quotes(text: &str) -> String {
     let text = ECHO_FOLLOWS.iter().find_map(|marker| text.find(marker).map(|at| &text[..at])).unwrap_or(text);
     let Some((before, quoted, after)) = quoted(text) else { return text.to_owned() };
-    if after.starts_with(" command") || quoted == "'maxmemory'" {
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'|' | b'_' | b'-');
+    let names_command = after.starts_with(" command") && quoted.trim_matches('\'').bytes().all(is_word);
+    if names_command || quoted == "'maxmemory'" {
         return text.to_owned();
     }
     format!("{before}{CUT}{after}")

@@ -195,6 +195,8 @@ fn message_of_a_command_keeps_nothing_of_its_arguments() {
     check("ERR invalid longitude,latitude pair 200.000000,100.000000", &[], "ERR", "invalid longitude,latitude");
     let group = "NOGROUP No such key 's3cret' or consumer group 'it's' in XREADGROUP";
     check(group, &[], "NOGROUP", "No such key … in XREADGROUP");
+    check("ERR no 's3cret' for the 'set' command", &[], "ERR", "no … command");
+    check("ERR it starts with 's3cret", &[], "ERR", "it starts with …");
     let both: [&[u8]; 2] = [b"s3cret", b"s3cret-long"];
     check("ERR cannot do s3cret-long with s3cret", &both, "ERR", "cannot do … with …");
     check("s3cret is not allowed", &[b"s3cret"], "unknown", "is not allowed");

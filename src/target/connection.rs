@@ -59,8 +59,8 @@ impl Connection {
         }
     }
 
-    /// Sends the units as one pipeline and waits for all results, at most for the response timeout; scripts that the
-    /// server did not know are sent once more, in a second pipeline.
+    /// Sends the units as one pipeline and waits for all results, at most for the response timeout. Scripts that the
+    /// server did not know are sent once more, in a second pipeline with the same bound.
     ///
     /// # Cancellation
     ///

@@ -45,7 +45,7 @@ pub(super) fn before_sending(error: &RedisError) -> Failure {
         }
         ErrorKind::Io if is_tls(error) => Failure::hold("tls", &error.to_string()),
         ErrorKind::Io if error.is_connection_dropped() => {
-            Failure::hold("connection-lost", "the server closed the connection while it was being made")
+            Failure::hold(Failure::CONNECTION_LOST, "the server closed the connection while it was being made")
         }
         _ => Failure::hold("connection-failed", &error.to_string()),
     }
@@ -60,7 +60,7 @@ pub(super) fn after_sending(error: &RedisError) -> Failure {
         ErrorKind::Parse | ErrorKind::UnexpectedReturnType => {
             Failure::ambiguous("protocol-error", "the answer was not the Redis protocol")
         }
-        _ => Failure::ambiguous("connection-lost", "the connection was lost before the answer came"),
+        _ => Failure::ambiguous(Failure::CONNECTION_LOST, "the connection was lost before the answer came"),
     }
 }
 

@@ -33,14 +33,19 @@ impl Target {
     /// Dropping the future closes the probe's connection; the canary may or may not have been written.
     pub async fn probe(&self) -> Result<ProbeReport, Failure> {
         let kept = self.probe_connection.lock().expect("nothing panics while it is held").take();
-        let mut connection = match kept {
-            Some(connection) => connection,
-            None => self
-                .prober
-                .get_multiplexed_async_connection_with_config(&self.probe_settings)
-                .await
-                .map_err(|error| errors::before_sending(&error))?,
-        };
+        if let Some(connection) = kept {
+            match self.probe_over(connection).await {
+                // Lost at some time since the last probe, which says nothing about now.
+                Err(failure) if &*failure.code == Failure::CONNECTION_LOST => {}
+                known => return known,
+            }
+        }
+        let fresh = self.prober.get_multiplexed_async_connection_with_config(&self.probe_settings).await;
+        self.probe_over(fresh.map_err(|error| errors::before_sending(&error))?).await
+    }
+
+    /// Keeps the connection if the target is well.
+    async fn probe_over(&self, mut connection: MultiplexedConnection) -> Result<ProbeReport, Failure> {
         let report = probe(&mut connection, &self.probe_key).await?;
         *self.probe_connection.lock().expect("nothing panics while it is held") = Some(connection);
         Ok(report)

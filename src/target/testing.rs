@@ -175,6 +175,15 @@ fn answers(port: u16, child: &mut Child) -> bool {
     false
 }
 
+/// Whether the server on the port answers a `PING` in that time.
+pub(crate) fn answers_within(port: u16, time: Duration) -> bool {
+    let reply = send(port, &[b"PING"]).and_then(|stream| {
+        stream.set_read_timeout(Some(time))?;
+        read_reply(&mut BufReader::new(stream))
+    });
+    reply.is_ok()
+}
+
 /// Sends one command and reads its reply.
 fn command(port: u16, args: &[&[u8]]) -> std::io::Result<Reply> {
     read_reply(&mut BufReader::new(send(port, args)?))

@@ -6,6 +6,7 @@ use crate::retry::{Executed, FailureClass, ReasonClass};
 mod connecting;
 mod outages;
 mod probing;
+mod tls;
 mod units;
 
 fn target(server: &RedisServer) -> Target {

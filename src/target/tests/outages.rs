@@ -151,11 +151,10 @@ async fn server_killed_in_the_middle_of_a_batch_leaves_everything_unknown() {
     push(&mut batch, &["DEBUG", "SLEEP", "30"]);
     push(&mut batch, &["SET", "never", "1"]);
     let executed = tokio::spawn(async move { connection.execute(batch).await });
-    // The server is in its sleep when it stops answering others.
+    // It has begun the batch when it does not answer others any more.
     let port = server.port();
-    let asleep = move || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
-    assert!(tokio::task::spawn_blocking(asleep).await.expect("it does not panic"));
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    let answers = move || testing::answers_within(port, Duration::from_millis(50));
+    while tokio::task::spawn_blocking(answers).await.expect("it does not panic") {}
     server.kill9();
     check_ambiguous(&executed.await.expect("it does not panic"), "connection-lost");
     assert_eq!(&*target.connect().await.err().expect("nothing listens").code, "connection-refused");
