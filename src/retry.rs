@@ -130,7 +130,14 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// Bytes of the longest message.
     pub const MAX_MESSAGE: usize = 256;
+    /// The code of a response timeout, which alone says little about a target.
+    pub const TIMEOUT: &'static str = "timeout";
+    /// The code of a connection that ended before the answer came.
+    pub const CONNECTION_LOST: &'static str = "connection-lost";
+    /// The code where Redrive itself had no connection left to use, which says nothing about a target.
+    pub const NO_CONNECTION: &'static str = "no-connection";
 
     /// The target cannot be used, and nothing was sent to it or everything was refused.
     pub fn hold(code: &str, message: &str) -> Self {
@@ -178,18 +185,19 @@ pub struct Context<'a> {
 /// Judges a server's error by its code, and by its text where one code says several things.
 ///
 /// The table is searched from the top; the first row that fits decides. It is in four parts, in this order: the state
-/// of the target, what only scripts say, what is wrong with the unit, and last the rows that fit everything.
+/// of the target, what only scripts say, what is wrong with the unit, and last the row that fits everything.
 pub fn classify(code: &str, message: &str, context: Context<'_>) -> Failure {
-    let message = message::without_quotes(message);
-    let row = table::find(code, &message, context.origin);
+    let text = message::without_quotes(message);
+    let row = table::find(code, &text, context.origin);
     let message = match row.text {
-        table::Text::Keep => message,
-        table::Text::Omit => row.says.into(),
-        table::Text::Scrub => message::scrubbed(&message, context.arguments),
+        table::Text::Keep => text,
+        table::Text::Omit => message::with_script_line(row.says, &text),
+        table::Text::Scrub => message::scrubbed(&text, context.arguments),
     };
+    let code = if table::knows(code) { code } else { message::foreign_code(code, context) };
     Failure {
         class: row.class,
-        code: message::code(code, context.arguments),
+        code: code.into(),
         message: message::tidy(&message),
         executed: row.executed,
         reason: row.reason,

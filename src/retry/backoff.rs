@@ -22,3 +22,58 @@ pub fn probe_interval(outage: Duration, cap: Duration, rng: &mut fastrand::Rng) 
     let interval = (outage / 10).min(cap).max(MIN_PROBE_INTERVAL);
     interval.mul_f64(1.0 - PROBE_JITTER * rng.f64()).max(MIN_PROBE_INTERVAL)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BASE: Duration = Duration::from_millis(200);
+    const CAP: Duration = Duration::from_secs(30);
+
+    proptest! {
+        #[test]
+        fn pause_is_between_nothing_and_the_doubled_base(doublings in 0_u32..200, seed: u64) {
+            let pause = full_jitter(BASE, CAP, doublings, &mut fastrand::Rng::with_seed(seed));
+            let ceiling = if doublings < 8 { BASE * 2_u32.pow(doublings) } else { CAP };
+            prop_assert!(pause <= ceiling.min(CAP));
+        }
+
+        #[test]
+        fn probe_comes_within_a_tenth_of_the_outage(outage_ms in 0_u64..10_000_000, seed: u64) {
+            let cap = Duration::from_secs(5);
+            let outage = Duration::from_millis(outage_ms);
+            let interval = probe_interval(outage, cap, &mut fastrand::Rng::with_seed(seed));
+            let longest = (outage / 10).clamp(MIN_PROBE_INTERVAL, cap);
+            prop_assert!(interval <= longest);
+            prop_assert!(interval >= longest.mul_f64(0.79).max(MIN_PROBE_INTERVAL));
+        }
+
+        #[test]
+        fn outage_of_up_to_ten_seconds_is_noticed_to_be_over_within_one(outage_ms in 0_u64..=10_000, seed: u64) {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let end = Duration::from_millis(outage_ms);
+            let mut probed_at = Duration::ZERO;
+            while probed_at < end {
+                probed_at += probe_interval(probed_at, Duration::from_secs(5), &mut rng);
+            }
+            prop_assert!(probed_at - end <= Duration::from_secs(1));
+        }
+    }
+
+    #[test]
+    fn pauses_spread_over_the_whole_range() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        let pauses: Vec<_> = (0..1000).map(|_| full_jitter(BASE, CAP, 0, &mut rng)).collect();
+        assert!(pauses.iter().any(|pause| *pause < BASE / 10));
+        assert!(pauses.iter().any(|pause| *pause > BASE * 9 / 10));
+    }
+
+    #[test]
+    fn nothing_overflows() {
+        let mut rng = fastrand::Rng::with_seed(1);
+        assert!(full_jitter(Duration::MAX, Duration::MAX, u32::MAX, &mut rng) <= Duration::MAX);
+        assert!(probe_interval(Duration::MAX, CAP, &mut rng) <= CAP);
+    }
+}

@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use super::Failure;
+use super::{Context, Failure, Origin};
 
 /// What stands for something that was cut.
 const CUT: &str = "…";
@@ -16,20 +16,37 @@ const ECHO_FOLLOWS: [&str; 2] = [", with args beginning with:", "pair "];
 /// Arguments shorter than this say nothing, and would riddle the text if they were cut out of it.
 const SHORTEST_SECRET: usize = 3;
 
-/// An error code is one word in capitals. A module without codes begins with any word, perhaps an argument.
-pub(super) fn code(code: &str, arguments: &[&[u8]]) -> Box<str> {
-    let is_code = !code.is_empty()
-        && code.len() <= 32
-        && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
-        && !arguments.contains(&code.as_bytes());
-    if is_code { code.into() } else { "unknown".into() }
+/// A code that is in no table, where it looks like one and cannot be an echo. A script's own error, or a module without
+/// codes, begins with any word.
+pub(super) fn foreign_code<'a>(code: &'a str, context: Context<'_>) -> &'a str {
+    let is_code = (1..=32).contains(&code.len()) && code.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+    let is_echo = || context.arguments.iter().any(|argument| contains(argument, code.as_bytes()));
+    match context.origin {
+        Origin::Script => "script-error",
+        Origin::Command if is_code && !is_echo() => code,
+        Origin::Command => "unknown",
+    }
+}
+
+/// A row's own words, with the script's line that the server names.
+pub(super) fn with_script_line(says: &str, text: &str) -> String {
+    let line = text.split_once("user_script:").map(|(_, after)| {
+        let digits = after.bytes().take_while(u8::is_ascii_digit).count();
+        &after[..digits]
+    });
+    match line {
+        Some(line) if !line.is_empty() => format!("line {line}: {says}"),
+        _ => says.to_owned(),
+    }
 }
 
 /// An error's text without what the server quotes in it. Command names stay.
 pub(super) fn without_quotes(text: &str) -> String {
     let text = ECHO_FOLLOWS.iter().find_map(|marker| text.find(marker).map(|at| &text[..at])).unwrap_or(text);
     let Some((before, quoted, after)) = quoted(text) else { return text.to_owned() };
-    if after.starts_with(" command") || quoted == "'maxmemory'" {
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'|' | b'_' | b'-');
+    let names_command = after.starts_with(" command") && quoted.trim_matches('\'').bytes().all(is_word);
+    if names_command || quoted == "'maxmemory'" {
         return text.to_owned();
     }
     format!("{before}{CUT}{after}")
@@ -80,4 +97,8 @@ fn quoted(text: &str) -> Option<(&str, &str, &str)> {
 fn is_apostrophe(text: &str, at: usize) -> bool {
     let letter = |character: Option<char>| character.is_some_and(char::is_alphanumeric);
     letter(text[..at].chars().next_back()) && letter(text[at + 1..].chars().next())
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len().max(1)).any(|window| window == part)
 }

@@ -49,6 +49,11 @@ pub(super) fn find(code: &str, message: &str, origin: Origin) -> &'static Row {
     TABLE.iter().find(|row| row.fits(code, message, origin)).unwrap_or(&UNKNOWN)
 }
 
+/// Whether some row names the code, so that it cannot be a word of the user's.
+pub(super) fn knows(code: &str) -> bool {
+    TABLE.iter().any(|row| row.code == code)
+}
+
 fn contains_ignoring_case(text: &str, pattern: &str) -> bool {
     pattern.is_empty()
         || text.as_bytes().windows(pattern.len()).any(|window| window.eq_ignore_ascii_case(pattern.as_bytes()))
@@ -116,6 +121,7 @@ static TABLE: &[Row] = &[
     // The state of the target. Refused before anything was done, whatever was sent.
     hold("LOADING", "", "the server is loading its data; ends by itself"),
     hold("MASTERDOWN", "", "a replica that has lost its primary and serves nothing stale"),
+    hold("ERR", "on a stale replica", "as MASTERDOWN, but said of a script's first command"),
     hold("READONLY", "", "a replica, perhaps a primary until a moment ago; the primary must be found again"),
     hold("CLUSTERDOWN", "", "slots are not served; ends when the cluster has recovered"),
     hold("NOREPLICAS", "", "fewer replicas are connected than min-replicas-to-write asks for"),
@@ -159,6 +165,7 @@ static TABLE: &[Row] = &[
     dead("ERR", "invalid bitfield type", ReasonClass::BadArgument, "BITFIELD knows u1 to u63 and i1 to i64"),
     dead("ERR", "invalid longitude,latitude", ReasonClass::BadArgument, "not a place on earth"),
     dead("ERR", "invalid stream id", ReasonClass::BadArgument, "not of the form milliseconds-sequence"),
+    dead("ERR", "hash value is not", ReasonClass::WrongState, "the field's value is no number"),
     dead("ERR", "not a valid float", ReasonClass::BadArgument, "an argument or the stored value is no number"),
     dead("ERR", "is not a float", ReasonClass::BadArgument, "an argument is no number"),
     dead("ERR", "timeout is not", ReasonClass::BadArgument, "an argument is no number"),
@@ -171,7 +178,6 @@ static TABLE: &[Row] = &[
     dead("ERR", "value is not an integer or out of range", ReasonClass::WrongState, "an argument or the stored value is no integer"),
     dead("ERR", "would overflow", ReasonClass::WrongState, "the sum does not fit 64 bits"),
     dead("ERR", "would produce NaN or Infinity", ReasonClass::WrongState, "the sum is no number"),
-    dead("ERR", "hash value is not", ReasonClass::WrongState, "the field's value is no number"),
     dead("ERR", "no such key", ReasonClass::WrongState, "RENAME, LSET and others need the key to exist"),
     dead("ERR", "index out of range", ReasonClass::WrongState, "the list is shorter than that"),
     dead("ERR", "offset is out of range", ReasonClass::WrongState, "the offset is beyond the longest string"),

@@ -4,7 +4,10 @@ use std::fmt;
 
 use deadpool_redis::redis::{Arg, Cmd, Pipeline, Script};
 
-/// Units to execute together, in the order in which they were pushed. Each has its own result.
+/// Units to execute together. Each has its own result.
+///
+/// They are sent in the order in which they were pushed, but a script whose source the server lacks runs after all
+/// others: units that touch the same key do not belong in one batch.
 pub struct Batch {
     pub(super) pipeline: Pipeline,
     pub(super) units: Vec<Unit>,

@@ -34,8 +34,9 @@ impl Signal {
     /// None: the failure is the unit's own.
     pub fn of(failure: &Failure) -> Option<Self> {
         match failure.class {
+            FailureClass::Hold if &*failure.code == Failure::NO_CONNECTION => None,
             FailureClass::Hold => Some(Self::Hard),
-            FailureClass::Ambiguous if &*failure.code == "timeout" => Some(Self::Soft),
+            FailureClass::Ambiguous if &*failure.code == Failure::TIMEOUT => Some(Self::Soft),
             FailureClass::Ambiguous => Some(Self::Hard),
             FailureClass::Route | FailureClass::Backoff | FailureClass::Dead => None,
         }
@@ -126,9 +127,13 @@ impl Breaker {
         }
     }
 
-    /// A connection or a unit failed. True: the breaker has opened by it.
+    /// A connection could not be made, or a batch failed. True: the breaker has opened by it.
+    ///
+    /// To be told once per batch, with what [`BatchResult::target_failure`] picks: soft signals are counted.
     ///
     /// Once open, later failures of batches that were under way change nothing: the probe alone decides.
+    ///
+    /// [`BatchResult::target_failure`]: super::BatchResult::target_failure
     pub fn on_failure(&mut self, failure: &Failure, now: Instant) -> bool {
         let Some(signal) = Signal::of(failure) else { return false };
         match &self.state {
@@ -183,5 +188,134 @@ impl Breaker {
         let next_probe_at = now + backoff::probe_interval(outage, self.probe_cap, &mut self.rng);
         self.soft_signals = 0;
         self.state = State::Open { since, reason: reason.clone(), next_probe_at };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::retry::{Executed, ReasonClass};
+
+    fn breaker() -> Breaker {
+        Breaker::new(Duration::from_secs(5), fastrand::Rng::with_seed(3))
+    }
+
+    fn refused() -> Failure {
+        Failure::hold("connection-refused", "")
+    }
+
+    fn timeout() -> Failure {
+        Failure::ambiguous(Failure::TIMEOUT, "")
+    }
+
+    fn open(breaker: &mut Breaker, now: Instant) {
+        assert!(breaker.on_failure(&refused(), now));
+        assert_eq!(breaker.state().as_str(), "open");
+    }
+
+    fn half_open(breaker: &mut Breaker, now: Instant) {
+        open(breaker, now);
+        breaker.on_probe(Ok(()), now);
+        assert_eq!(breaker.state().as_str(), "half_open");
+    }
+
+    #[test]
+    fn hard_signals_open_at_once() {
+        let lost = Failure::ambiguous("connection-lost", "");
+        for failure in [refused(), Failure::hold("LOADING", ""), Failure::hold("OOM", ""), lost] {
+            let mut breaker = breaker();
+            assert!(breaker.on_failure(&failure, Instant::now()), "{failure:?}");
+            assert_eq!(breaker.admit(), Admission::Refused);
+        }
+    }
+
+    #[test]
+    fn soft_signals_open_after_three_in_a_row() {
+        let (mut breaker, now) = (breaker(), Instant::now());
+        for _ in 0..5 {
+            assert!(!breaker.on_failure(&timeout(), now));
+            assert!(!breaker.on_failure(&timeout(), now));
+            assert_eq!(breaker.admit(), Admission::Free);
+            breaker.on_batch();
+        }
+        assert!(!breaker.on_failure(&timeout(), now));
+        assert!(!breaker.on_failure(&timeout(), now));
+        assert!(breaker.on_failure(&timeout(), now));
+        assert_eq!(breaker.admit(), Admission::Refused);
+    }
+
+    #[test]
+    fn faults_of_units_and_of_our_own_open_nothing() {
+        let (mut breaker, now) = (breaker(), Instant::now());
+        let dead = Failure::dead(ReasonClass::WrongType, Executed::No, "WRONGTYPE", "");
+        for _ in 0..100 {
+            assert!(!breaker.on_failure(&dead, now));
+            assert!(!breaker.on_failure(&Failure::hold(Failure::NO_CONNECTION, ""), now));
+        }
+        assert_eq!(breaker.admit(), Admission::Free);
+    }
+
+    #[test]
+    fn probes_come_later_the_longer_it_lasts() {
+        let mut breaker = breaker();
+        let start = Instant::now();
+        open(&mut breaker, start);
+        let mut now = start;
+        for _ in 0..2_000 {
+            let next = breaker.next_probe_at().expect("an open target is probed");
+            let longest = ((now - start) / 10).clamp(backoff::MIN_PROBE_INTERVAL, Duration::from_secs(5));
+            assert!(next > now && next - now <= longest);
+            now = next;
+            breaker.on_probe(Err(&Failure::hold("LOADING", "")), now);
+        }
+        assert!(now - start > Duration::from_secs(3600));
+        match breaker.state() {
+            State::Open { since, reason, .. } => assert_eq!((*since, &*reason.code), (start, "LOADING")),
+            state => panic!("{state:?}"),
+        }
+    }
+
+    #[test]
+    fn one_trial_batch_closes_it() {
+        let (mut breaker, now) = (breaker(), Instant::now());
+        half_open(&mut breaker, now);
+        assert_eq!(breaker.next_probe_at(), None);
+        assert_eq!(breaker.admit(), Admission::Trial);
+        assert_eq!(breaker.admit(), Admission::Refused, "the trial is granted once");
+        assert!(breaker.on_batch());
+        assert_eq!(breaker.state(), &State::Closed);
+        assert_eq!(breaker.admit(), Admission::Free);
+    }
+
+    #[test]
+    fn trial_that_was_not_sent_is_granted_again() {
+        let (mut breaker, now) = (breaker(), Instant::now());
+        half_open(&mut breaker, now);
+        assert_eq!(breaker.admit(), Admission::Trial);
+        breaker.on_trial_not_sent();
+        assert_eq!(breaker.admit(), Admission::Trial);
+    }
+
+    #[test]
+    fn failed_trial_opens_it_again_and_the_outage_goes_on() {
+        let (mut breaker, start) = (breaker(), Instant::now());
+        half_open(&mut breaker, start);
+        assert_eq!(breaker.admit(), Admission::Trial);
+        let later = start + Duration::from_secs(40);
+        assert!(breaker.on_failure(&timeout(), later), "one timeout is enough for a trial");
+        let next = breaker.next_probe_at().expect("an open target is probed");
+        assert!(next - later > Duration::from_secs(3), "a tenth of 40 s, not of nothing");
+    }
+
+    #[test]
+    fn batches_that_end_after_it_opened_do_not_close_it() {
+        let (mut breaker, now) = (breaker(), Instant::now());
+        open(&mut breaker, now);
+        assert!(!breaker.on_batch());
+        assert!(!breaker.on_failure(&refused(), now + Duration::from_secs(1)));
+        assert_eq!(breaker.admit(), Admission::Refused);
+        breaker.on_probe(Ok(()), now);
+        assert!(!breaker.on_batch(), "no trial was granted yet");
+        assert_eq!(breaker.admit(), Admission::Trial);
     }
 }

@@ -118,3 +118,69 @@ impl CommandHolds {
         self.commands.iter().filter(|(_, standing)| matches!(standing, Standing::Held { .. })).map(|(name, _)| &**name)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::retry::Executed;
+
+    fn held(holds: &mut CommandHolds, now: Instant) {
+        for key in 1..DISTINCT_KEYS as u64 {
+            assert_eq!(holds.on_refused("SET", key, now), Ruling::WaitUntil(now + PATIENCE));
+        }
+        assert_eq!(holds.on_refused("SET", 0, now), Ruling::Held);
+    }
+
+    #[test]
+    fn only_what_may_be_a_misconfiguration_is_concerned() {
+        let failure = |reason| Failure::dead(reason, Executed::No, "", "");
+        assert!(CommandHolds::concerns(&failure(ReasonClass::NoPermission)));
+        assert!(CommandHolds::concerns(&failure(ReasonClass::UnknownCommand)));
+        assert!(!CommandHolds::concerns(&failure(ReasonClass::WrongType)));
+    }
+
+    #[test]
+    fn refusals_on_twenty_keys_hold_the_command_and_no_other() {
+        let (mut holds, now) = (CommandHolds::default(), Instant::now());
+        held(&mut holds, now);
+        assert_eq!(holds.held().collect::<Vec<_>>(), ["SET"]);
+        assert_eq!(holds.may_send("SET", now), Sending::WaitUntil(now + PROBE_INTERVAL));
+        assert_eq!(holds.may_send("DEL", now), Sending::Free);
+        assert_eq!(holds.on_refused("SET", 99, now), Ruling::Held);
+    }
+
+    #[test]
+    fn refusals_on_one_key_never_hold() {
+        let (mut holds, now) = (CommandHolds::default(), Instant::now());
+        for _ in 0..1000 {
+            assert_eq!(holds.on_refused("SET", 7, now), Ruling::WaitUntil(now + PATIENCE));
+            assert_eq!(holds.may_send("SET", now), Sending::Free);
+        }
+    }
+
+    #[test]
+    fn success_condemns_those_who_wait_and_counting_begins_anew() {
+        let (mut holds, now) = (CommandHolds::default(), Instant::now());
+        assert_eq!(holds.on_success("SET"), None);
+        for key in 1..DISTINCT_KEYS as u64 {
+            holds.on_refused("SET", key, now);
+        }
+        assert_eq!(holds.on_success("DEL"), None);
+        assert_eq!(holds.on_success("SET"), Some(Waiting::Condemned));
+        assert_eq!(holds.on_refused("SET", 0, now), Ruling::WaitUntil(now + PATIENCE));
+    }
+
+    #[test]
+    fn held_command_is_tried_with_one_unit_every_thirty_seconds() {
+        let (mut holds, now) = (CommandHolds::default(), Instant::now());
+        held(&mut holds, now);
+        let next = now + PROBE_INTERVAL;
+        assert_eq!(holds.may_send("SET", next), Sending::Probe);
+        assert_eq!(holds.may_send("SET", next), Sending::WaitUntil(next + PROBE_INTERVAL));
+        assert_eq!(holds.on_refused("SET", 1, next), Ruling::Held);
+        assert_eq!(holds.may_send("SET", next + PROBE_INTERVAL), Sending::Probe);
+        assert_eq!(holds.on_success("SET"), Some(Waiting::Released));
+        assert_eq!(holds.may_send("SET", next + PROBE_INTERVAL), Sending::Free);
+        assert_eq!(holds.held().count(), 0);
+    }
+}

@@ -5,13 +5,15 @@
 
 use std::time::Duration;
 
-use deadpool_redis::redis::{Pipeline, RedisError, RedisResult, Value};
+use deadpool_redis::redis::{Pipeline, Value};
 
 use super::{
     batch::{self, Batch, Unit},
-    errors, replies,
+    breaker::Signal,
+    errors,
+    replies::{self, Reading},
 };
-use crate::retry::{self, Executed, Failure, FailureClass, ReasonClass};
+use crate::retry::{Executed, Failure, FailureClass, ReasonClass};
 
 /// What became of a batch.
 #[derive(Debug)]
@@ -20,6 +22,16 @@ pub struct BatchResult {
     pub results: Vec<Result<(), Failure>>,
     /// False: the connection has been closed, and another one must be made.
     pub reusable: bool,
+}
+
+impl BatchResult {
+    /// What the batch says about the target as a whole, for its breaker: the first failure that is a hard signal, else
+    /// the first soft one. One batch is one signal, however many units it had.
+    pub fn target_failure(&self) -> Option<&Failure> {
+        let failures = || self.results.iter().filter_map(|result| result.as_ref().err());
+        let first = |signal| failures().find(|failure| Signal::of(failure) == Some(signal));
+        first(Signal::Hard).or_else(|| first(Signal::Soft))
+    }
 }
 
 /// A connection to a target, held by whoever has it. Dropping it gives it back to the target.
@@ -47,15 +59,15 @@ impl Connection {
         }
     }
 
-    /// Sends the units as one pipeline and waits for all results, at most for the response timeout; scripts that the
-    /// server did not know are sent once more, in a second pipeline.
+    /// Sends the units as one pipeline and waits for all results, at most for the response timeout. Scripts that the
+    /// server did not know are sent once more, in a second pipeline with the same bound.
     ///
     /// # Cancellation
     ///
     /// Dropping the future does not stop the batch: any part of it may run, now or later.
     pub async fn execute(&mut self, batch: Batch) -> BatchResult {
         let Some(pooled) = &mut self.pooled else {
-            let closed = Failure::hold("connection-closed", "the connection was closed after an earlier failure");
+            let closed = Failure::hold(Failure::NO_CONNECTION, "the connection was closed after an earlier failure");
             return BatchResult { results: vec![Err(closed); batch.len()], reusable: false };
         };
         if batch.is_empty() {
@@ -66,7 +78,8 @@ impl Connection {
             _ => run(pooled, &batch).await,
         };
         if !outcome.reusable {
-            self.pooled.take().map(close);
+            let spoilt = self.pooled.take().expect("it was there to run on");
+            close(spoilt);
         }
         outcome
     }
@@ -81,32 +94,37 @@ fn close(pooled: deadpool_redis::Connection) {
 async fn check(connection: &mut deadpool_redis::Connection) -> Result<Option<Failure>, Failure> {
     let mut questions = Pipeline::with_capacity(3);
     questions.cmd("PING").cmd("MULTI").cmd("EXEC").ignore_errors();
-    let answers: Vec<RedisResult<Value>> =
+    let replies: Vec<Value> =
         questions.query_async(connection).await.map_err(|error| errors::before_sending(&error))?;
-    let failure = |error: &RedisError| {
-        retry::classify(error.code().unwrap_or_default(), error.detail().unwrap_or_default(), errors::NO_UNIT)
+    let [ping, multi, _exec] = replies.as_slice() else {
+        return Err(Failure::hold("protocol-error", "the number of replies is not that of the questions"));
     };
-    let refused = |answer: &RedisResult<Value>| answer.as_ref().err().map(failure);
-    match answers.as_slice() {
-        [ping, multi, _] => match refused(ping) {
-            // Where PING is not permitted the server has answered all the same.
-            Some(failure) if failure.class != FailureClass::Dead => Err(errors::as_hold(failure)),
-            _ => Ok(refused(multi)),
-        },
-        _ => Err(Failure::hold("protocol-error", "the number of answers is not that of the questions")),
+    match refusal(ping) {
+        // Where PING is not permitted the server has answered all the same.
+        Some(failure) if failure.class != FailureClass::Dead => Err(errors::as_hold(failure)),
+        _ => Ok(refusal(multi)),
     }
 }
 
-async fn run(connection: &mut deadpool_redis::Connection, batch: &Batch) -> BatchResult {
-    let answers = match send(connection, &batch.pipeline).await {
-        Ok(answers) => answers,
-        Err(failure) => return BatchResult { results: vec![Err(failure); batch.len()], reusable: false },
-    };
-    let mut outcome = replies::read(batch, answers);
-    if outcome.reusable {
-        resend_unknown_scripts(connection, batch, &mut outcome).await;
+fn refusal(reply: &Value) -> Option<Failure> {
+    match reply {
+        Value::ServerError(error) => Some(errors::of_reply(error)),
+        _ => None,
     }
-    outcome
+}
+
+/// Sends a batch, and then once more those of its scripts that the server does not know.
+async fn run(connection: &mut deadpool_redis::Connection, batch: &Batch) -> BatchResult {
+    let mut reading = exchange(connection, batch).await;
+    let (again, indices) = unknown_scripts(batch, &reading.results);
+    if !again.is_empty() {
+        let second = if reading.in_step { exchange(connection, &again).await } else { not_sent(&again) };
+        for (index, result) in indices.into_iter().zip(second.results) {
+            reading.results[index] = result.map_err(no_longer_unknown);
+        }
+        reading.in_step = second.in_step;
+    }
+    BatchResult { reusable: reading.reusable(), results: reading.results }
 }
 
 /// Where `MULTI` is refused the members after it would run all the same, one by one. So they are not sent.
@@ -129,28 +147,19 @@ async fn run_without_atomic(
     BatchResult { results: results.collect(), reusable: sent.reusable }
 }
 
-async fn send(
-    connection: &mut deadpool_redis::Connection,
-    pipeline: &Pipeline,
-) -> Result<Vec<RedisResult<Value>>, Failure> {
-    pipeline.query_async(connection).await.map_err(|error| errors::after_sending(&error))
+async fn exchange(connection: &mut deadpool_redis::Connection, batch: &Batch) -> Reading {
+    let replies: Result<Vec<Value>, _> = batch.pipeline.query_async(connection).await;
+    match replies {
+        Ok(replies) => replies::read(batch, replies),
+        Err(error) => Reading { results: vec![Err(errors::after_sending(&error)); batch.len()], in_step: false },
+    }
 }
 
-/// Sends the source of the scripts that the server does not know, once. `NOSCRIPT` proves that nothing ran, so this is
-/// safe for any script.
-async fn resend_unknown_scripts(connection: &mut deadpool_redis::Connection, batch: &Batch, outcome: &mut BatchResult) {
-    let (again, indices) = unknown_scripts(batch, &outcome.results);
-    if again.is_empty() {
-        return;
-    }
-    let second = match send(connection, &again.pipeline).await {
-        Ok(answers) => replies::read(&again, answers),
-        Err(failure) => BatchResult { results: vec![Err(failure); again.len()], reusable: false },
-    };
-    for (index, result) in indices.into_iter().zip(second.results) {
-        outcome.results[index] = result.map_err(no_longer_unknown);
-    }
-    outcome.reusable = second.reusable;
+/// On a connection that is out of step a further command might be queued behind an open transaction.
+fn not_sent(batch: &Batch) -> Reading {
+    let failure =
+        Failure::hold(Failure::NO_CONNECTION, "the connection was given up before the script's source was sent");
+    Reading { results: vec![Err(failure); batch.len()], in_step: false }
 }
 
 /// The source was sent, so a `NOSCRIPT` now is the script's own error.
@@ -163,7 +172,8 @@ fn no_longer_unknown(failure: Failure) -> Failure {
     }
 }
 
-/// A batch of the calls that need their source, and which units they were.
+/// A batch of the calls that need their source, and which units they were. `NOSCRIPT` proves that nothing ran, so
+/// sending them again is safe for any script.
 fn unknown_scripts(batch: &Batch, results: &[Result<(), Failure>]) -> (Batch, Vec<usize>) {
     let mut again = Batch::new();
     let mut indices = Vec::new();

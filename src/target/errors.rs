@@ -1,10 +1,10 @@
 //! What the client library's own errors mean: those that are not a server's reply to one unit.
 
-use std::io;
+use std::{error::Error, io, sync::Arc};
 
 use deadpool_redis::{
     PoolError, TimeoutType,
-    redis::{ErrorKind, RedisError},
+    redis::{ErrorKind, RedisError, ServerError},
 };
 
 use crate::retry::{self, Context, Failure, FailureClass, Origin};
@@ -14,13 +14,13 @@ pub(super) fn of_pool(error: &PoolError) -> Failure {
     match error {
         PoolError::Backend(error) => before_sending(error),
         PoolError::Timeout(TimeoutType::Wait) => {
-            Failure::hold("connections-in-use", "all connections of the target were in use")
+            Failure::hold(Failure::NO_CONNECTION, "all connections of the target were in use")
         }
         PoolError::Timeout(TimeoutType::Create | TimeoutType::Recycle) => {
             Failure::hold("connect-timeout", "connecting took longer than the connect timeout")
         }
         PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
-            Failure::hold("pool-closed", "the target's connections are closed")
+            Failure::hold(Failure::NO_CONNECTION, "the target's connections are closed")
         }
     }
 }
@@ -28,7 +28,7 @@ pub(super) fn of_pool(error: &PoolError) -> Failure {
 /// An error while a connection was made or checked.
 pub(super) fn before_sending(error: &RedisError) -> Failure {
     if let Some(code) = error.code() {
-        return as_hold(retry::classify(code, error.detail().unwrap_or_default(), NO_UNIT));
+        return as_hold(of_text(code, error.detail().unwrap_or_default()));
     }
     match error.kind() {
         ErrorKind::AuthenticationFailed => {
@@ -45,7 +45,7 @@ pub(super) fn before_sending(error: &RedisError) -> Failure {
         }
         ErrorKind::Io if is_tls(error) => Failure::hold("tls", &error.to_string()),
         ErrorKind::Io if error.is_connection_dropped() => {
-            Failure::hold("connection-lost", "the server closed the connection while it was being made")
+            Failure::hold(Failure::CONNECTION_LOST, "the server closed the connection while it was being made")
         }
         _ => Failure::hold("connection-failed", &error.to_string()),
     }
@@ -54,11 +54,13 @@ pub(super) fn before_sending(error: &RedisError) -> Failure {
 /// An error of a whole batch: it may have run, wholly or in part.
 pub(super) fn after_sending(error: &RedisError) -> Failure {
     match error.kind() {
-        ErrorKind::Io if error.is_timeout() => Failure::ambiguous("timeout", "no answer within the response timeout"),
+        ErrorKind::Io if error.is_timeout() => {
+            Failure::ambiguous(Failure::TIMEOUT, "no answer within the response timeout")
+        }
         ErrorKind::Parse | ErrorKind::UnexpectedReturnType => {
             Failure::ambiguous("protocol-error", "the answer was not the Redis protocol")
         }
-        _ => Failure::ambiguous("connection-lost", "the connection was lost before the answer came"),
+        _ => Failure::ambiguous(Failure::CONNECTION_LOST, "the connection was lost before the answer came"),
     }
 }
 
@@ -70,11 +72,22 @@ pub(super) fn as_hold(failure: Failure) -> Failure {
     }
 }
 
-/// For replies to what is not a unit.
-pub(super) const NO_UNIT: Context<'static> = Context { origin: Origin::Command, arguments: &[] };
+/// A server's error in reply to what is not a unit: a question of ours, or the frame around an atomic one.
+pub(super) fn of_reply(error: &ServerError) -> Failure {
+    of_text(error.code(), error.details().unwrap_or_default())
+}
+
+/// As `of_reply`, from an error's parts.
+pub(super) fn of_text(code: &str, text: &str) -> Failure {
+    retry::classify(code, text, Context { origin: Origin::Command, arguments: &[] })
+}
+
+/// What the client library keeps an error's cause in.
+type Shared = Arc<dyn Error + Send + Sync>;
 
 /// The TLS library's errors travel inside `io::Error`s.
 fn is_tls(error: &RedisError) -> bool {
-    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    let source = Error::source(error).and_then(|source| source.downcast_ref::<Shared>());
+    let source = source.and_then(|source| source.downcast_ref::<io::Error>());
     source.is_some_and(|source| source.kind() == io::ErrorKind::InvalidData)
 }

@@ -5,10 +5,10 @@
 
 use std::time::{Duration, Instant};
 
-use deadpool_redis::redis::{Pipeline, RedisResult, Value, aio::MultiplexedConnection};
+use deadpool_redis::redis::{Pipeline, Value, aio::MultiplexedConnection};
 
 use super::{Target, errors};
-use crate::retry::{self, Failure, FailureClass};
+use crate::retry::{Failure, FailureClass};
 
 /// How long the canary's key lives, in milliseconds: it cleans up after itself.
 const CANARY_TTL_MS: u32 = 60_000;
@@ -33,14 +33,19 @@ impl Target {
     /// Dropping the future closes the probe's connection; the canary may or may not have been written.
     pub async fn probe(&self) -> Result<ProbeReport, Failure> {
         let kept = self.probe_connection.lock().expect("nothing panics while it is held").take();
-        let mut connection = match kept {
-            Some(connection) => connection,
-            None => self
-                .prober
-                .get_multiplexed_async_connection_with_config(&self.probe_settings)
-                .await
-                .map_err(|error| errors::before_sending(&error))?,
-        };
+        if let Some(connection) = kept {
+            match self.probe_over(connection).await {
+                // Lost at some time since the last probe, which says nothing about now.
+                Err(failure) if &*failure.code == Failure::CONNECTION_LOST => {}
+                known => return known,
+            }
+        }
+        let fresh = self.prober.get_multiplexed_async_connection_with_config(&self.probe_settings).await;
+        self.probe_over(fresh.map_err(|error| errors::before_sending(&error))?).await
+    }
+
+    /// Keeps the connection if the target is well.
+    async fn probe_over(&self, mut connection: MultiplexedConnection) -> Result<ProbeReport, Failure> {
         let report = probe(&mut connection, &self.probe_key).await?;
         *self.probe_connection.lock().expect("nothing panics while it is held") = Some(connection);
         Ok(report)
@@ -52,8 +57,9 @@ async fn probe(connection: &mut MultiplexedConnection, key: &str) -> Result<Prob
     questions.cmd("PING").cmd("ROLE");
     let [ping, role] = ask(connection, &mut questions).await?;
     // Where PING or ROLE is not permitted the canary decides alone.
-    reply(ping).or_else(unless_permission)?;
-    match reply(role).or_else(unless_permission)? {
+    unless_refused(&ping)?;
+    unless_refused(&role)?;
+    match role {
         Value::Array(role) if !is_primary(&role) => return Err(Failure::hold("READONLY", "the target is a replica")),
         _ => {}
     }
@@ -63,39 +69,30 @@ async fn probe(connection: &mut MultiplexedConnection, key: &str) -> Result<Prob
     let sent = Instant::now();
     let [written] = ask(connection, &mut canary).await?;
     let round_trip = sent.elapsed();
-    match reply(written) {
-        Ok(_) => Ok(ProbeReport { round_trip, canary_refused: None }),
-        Err(failure) if failure.class == FailureClass::Dead => {
-            Ok(ProbeReport { round_trip, canary_refused: Some(failure) })
-        }
-        Err(failure) => Err(errors::as_hold(failure)),
-    }
+    let canary_refused = unless_refused(&written)?;
+    Ok(ProbeReport { round_trip, canary_refused })
 }
 
 async fn ask<const N: usize>(
     connection: &mut MultiplexedConnection,
     questions: &mut Pipeline,
-) -> Result<[RedisResult<Value>; N], Failure> {
-    let replies: Vec<RedisResult<Value>> = questions
+) -> Result<[Value; N], Failure> {
+    let replies: Vec<Value> = questions
         .ignore_errors()
         .query_async(connection)
         .await
         .map_err(|error| errors::as_hold(errors::after_sending(&error)))?;
     replies
         .try_into()
-        .map_err(|_| Failure::hold("protocol-error", "the number of answers is not that of the questions"))
+        .map_err(|_| Failure::hold("protocol-error", "the number of replies is not that of the questions"))
 }
 
-fn reply(reply: RedisResult<Value>) -> Result<Value, Failure> {
-    reply.map_err(|error| {
-        retry::classify(error.code().unwrap_or_default(), error.detail().unwrap_or_default(), errors::NO_UNIT)
-    })
-}
-
-/// What is refused for good says nothing about whether the target is well.
-fn unless_permission(failure: Failure) -> Result<Value, Failure> {
+/// What is refused for good says nothing about whether the target is well, and is only told.
+fn unless_refused(reply: &Value) -> Result<Option<Failure>, Failure> {
+    let Value::ServerError(error) = reply else { return Ok(None) };
+    let failure = errors::of_reply(error);
     match failure.class {
-        FailureClass::Dead => Ok(Value::Nil),
+        FailureClass::Dead => Ok(Some(failure)),
         _ => Err(errors::as_hold(failure)),
     }
 }

@@ -109,6 +109,12 @@ impl RedisServer {
         command(self.port, &bytes).expect("the server answers")
     }
 
+    /// Sends one command and leaves its reply for whoever holds the stream.
+    pub(crate) fn send(&self, args: &[&str]) -> TcpStream {
+        let bytes: Vec<&[u8]> = args.iter().map(|arg| arg.as_bytes()).collect();
+        send(self.port, &bytes).expect("the server takes commands")
+    }
+
     /// Waits until the command's reply is as wanted.
     pub(crate) fn wait_until(&self, args: &[&str], wanted: impl Fn(&Reply) -> bool) {
         let deadline = Instant::now() + PATIENCE;
@@ -169,8 +175,21 @@ fn answers(port: u16, child: &mut Child) -> bool {
     false
 }
 
+/// Whether the server on the port answers a `PING` in that time.
+pub(crate) fn answers_within(port: u16, time: Duration) -> bool {
+    let reply = send(port, &[b"PING"]).and_then(|stream| {
+        stream.set_read_timeout(Some(time))?;
+        read_reply(&mut BufReader::new(stream))
+    });
+    reply.is_ok()
+}
+
 /// Sends one command and reads its reply.
 fn command(port: u16, args: &[&[u8]]) -> std::io::Result<Reply> {
+    read_reply(&mut BufReader::new(send(port, args)?))
+}
+
+fn send(port: u16, args: &[&[u8]]) -> std::io::Result<TcpStream> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut request = format!("*{}\r\n", args.len()).into_bytes();
@@ -180,7 +199,7 @@ fn command(port: u16, args: &[&[u8]]) -> std::io::Result<Reply> {
         request.extend_from_slice(b"\r\n");
     }
     stream.write_all(&request)?;
-    read_reply(&mut BufReader::new(stream))
+    Ok(stream)
 }
 
 fn read_reply(stream: &mut impl BufRead) -> std::io::Result<Reply> {

@@ -1,27 +1,54 @@
+//! The target against real Redis servers, healthy and broken in every way that can be produced.
+
 use super::{testing::RedisServer, *};
-use crate::retry::FailureClass;
+use crate::retry::{Executed, FailureClass, ReasonClass};
+
+mod connecting;
+mod outages;
+mod probing;
+mod tls;
+mod units;
 
 fn target(server: &RedisServer) -> Target {
-    Target::try_new("test", Config::new(server.url())).expect("the URL is fine")
+    target_at(&server.url())
 }
 
-fn set(batch: &mut Batch, key: &str, value: &str) {
-    batch.push_command("SET", [key.as_bytes(), value.as_bytes()].into_iter());
+fn target_at(url: &str) -> Target {
+    Target::try_new("test", Config::new(url)).expect("the URL is fine")
 }
 
-#[tokio::test]
-async fn batch_gives_one_result_per_unit() {
-    let server = RedisServer::start(&[]);
-    let mut connection = target(&server).connect().await.expect("the server is up");
+async fn connect(server: &RedisServer) -> Connection {
+    target(server).connect().await.expect("the server is up")
+}
+
+/// A command given as words.
+fn push(batch: &mut Batch, command: &[&str]) {
+    batch.push_command(command[0], command[1..].iter().map(|arg| arg.as_bytes()));
+}
+
+/// An atomic unit of commands given as words.
+fn push_atomic(batch: &mut Batch, commands: &[&[&str]]) {
+    batch.push_atomic(commands.iter().map(|command| (command[0], command[1..].iter().map(|arg| arg.as_bytes()))));
+}
+
+fn push_script(batch: &mut Batch, source: &str, keys: &[&str], args: &[&str]) {
+    batch.push_script(source.as_bytes(), keys.iter().map(|key| key.as_bytes()), args.iter().map(|arg| arg.as_bytes()));
+}
+
+/// Executes one command.
+async fn run(connection: &mut Connection, command: &[&str]) -> Result<(), Failure> {
     let mut batch = Batch::new();
-    set(&mut batch, "a", "1");
-    batch.push_command("LPUSH", [b"a".as_slice(), b"x"].into_iter());
-    set(&mut batch, "b", "2");
-    let outcome = connection.execute(batch).await;
-    assert!(outcome.reusable);
-    assert_eq!(outcome.results[0], Ok(()));
-    let failure = outcome.results[1].as_ref().expect_err("a string is no list");
-    assert_eq!((failure.class, &*failure.code), (FailureClass::Dead, "WRONGTYPE"));
-    assert_eq!(outcome.results[2], Ok(()));
-    assert_eq!(server.cli(&["GET", "b"]).text(), "2");
+    push(&mut batch, command);
+    only(connection.execute(batch).await)
+}
+
+fn only(mut outcome: BatchResult) -> Result<(), Failure> {
+    assert_eq!(outcome.results.len(), 1);
+    outcome.results.remove(0)
+}
+
+/// What a failure says, in short.
+fn says(result: &Result<(), Failure>) -> (FailureClass, Executed, &str) {
+    let failure = result.as_ref().expect_err("it was to fail");
+    (failure.class, failure.executed, &failure.code)
 }
