@@ -110,3 +110,9 @@ pub(super) fn reason(upper: &[u8]) -> NotAccepted {
     let of = |names: &[&str]| names.iter().any(|name| name.as_bytes() == upper);
     REFUSED.iter().find(|(_, names)| of(names)).map_or(NotAccepted::Unknown, |(reason, _)| *reason)
 }
+
+/// All names that have a reason.
+#[cfg(test)]
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    REFUSED.iter().flat_map(|(_, names)| names.iter().copied())
+}

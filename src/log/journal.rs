@@ -84,6 +84,8 @@ mod segment;
 mod shelf;
 pub mod stats;
 mod table;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 const LOCK: &str = "LOCK";
