@@ -31,8 +31,8 @@ fn state_of_the_target_is_a_hold_whatever_answered() {
         "CLUSTERDOWN Hash slot not served",
         "NOREPLICAS Not enough good replicas to write.",
         "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk. Commands \
-         that may modify the data set are disabled, because this instance is configured to report errors during writes if \
-         RDB snapshotting fails (stop-writes-on-bgsave-error option). Please check the Redis logs for details about \
+         that may modify the data set are disabled, because this instance is configured to report errors during writes \
+         if RDB snapshotting fails (stop-writes-on-bgsave-error option). Please check the Redis logs for details about \
          the RDB error.",
         "OOM command not allowed when used memory > 'maxmemory'.",
         "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
