@@ -119,6 +119,8 @@ pub enum ConfigError {
          redis+unix:///path"
     )]
     Url,
+    #[error("the Redis URL ends in #insecure, but certificates are always checked")]
+    Insecure,
     #[error("the Redis URL names the database {0}, which cannot be")]
     Database(i64),
     #[error("a target needs at least one connection")]
@@ -211,7 +213,14 @@ impl Config {
 /// Reads the URL. RESP2 whatever the URL says: a writer has nothing from RESP3, and replies would have other shapes.
 fn connection_info(url: &RedisUrl) -> Result<ConnectionInfo, ConfigError> {
     let info = url.expose().into_connection_info().map_err(|_| ConfigError::Url)?;
-    let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2).set_lib_name("redrive", "");
+    if matches!(info.addr(), ConnectionAddr::TcpTls { insecure: true, .. }) {
+        return Err(ConfigError::Insecure);
+    }
+    let settings = info
+        .redis_settings()
+        .clone()
+        .set_protocol(ProtocolVersion::RESP2)
+        .set_lib_name("redrive", env!("CARGO_PKG_VERSION"));
     if settings.db() < 0 {
         return Err(ConfigError::Database(settings.db()));
     }
@@ -241,10 +250,15 @@ fn pool(info: &ConnectionInfo, config: &Config) -> Result<Pool, ConfigError> {
 
 fn display_url(info: &ConnectionInfo) -> String {
     let database = info.redis_settings().db();
+    let authority = |host: &str, port: &u16| match host.contains(':') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    };
     match info.addr() {
-        ConnectionAddr::TcpTls { .. } => format!("rediss://{}/{database}", info.addr()),
+        ConnectionAddr::Tcp(host, port) => format!("redis://{}/{database}", authority(host, port)),
+        ConnectionAddr::TcpTls { host, port, .. } => format!("rediss://{}/{database}", authority(host, port)),
         ConnectionAddr::Unix(path) => format!("redis+unix://{}?db={database}", path.display()),
-        _ => format!("redis://{}/{database}", info.addr()),
+        other => format!("{other}"),
     }
 }
 

@@ -30,9 +30,9 @@ fn state_of_the_target_is_a_hold_whatever_answered() {
         "CLUSTERDOWN The cluster is down",
         "CLUSTERDOWN Hash slot not served",
         "NOREPLICAS Not enough good replicas to write.",
-        "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk. Commands that \
-         may modify the data set are disabled, because this instance is configured to report errors during writes if \
-         RDB snapshotting fails (stop-writes-on-bgsave-error option). Please check the Redis logs for details about \
+        "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk. Commands \
+         that may modify the data set are disabled, because this instance is configured to report errors during writes \
+         if RDB snapshotting fails (stop-writes-on-bgsave-error option). Please check the Redis logs for details about \
          the RDB error.",
         "OOM command not allowed when used memory > 'maxmemory'.",
         "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
@@ -121,8 +121,8 @@ fn fault_of_the_unit_is_dead() {
         ("ERR string exceeds maximum allowed size (proto-max-bulk-len)", WrongState),
         ("ERR The ID specified in XADD is equal or smaller than the target stream top item", WrongState),
         (
-            "ERR The XGROUP subcommand requires the key to exist. Note that for CREATE you may want to use the MKSTREAM \
-          option to create an empty stream automatically.",
+            "ERR The XGROUP subcommand requires the key to exist. Note that for CREATE you may want to use the \
+          MKSTREAM option to create an empty stream automatically.",
             WrongState,
         ),
     ];

@@ -50,9 +50,9 @@ impl Default for Batch {
 
 impl Batch {
     pub fn new() -> Self {
-        let mut pipeline = Pipeline::with_capacity(super::MAX_BATCH_UNITS);
+        let mut pipeline = Pipeline::new();
         pipeline.ignore_errors();
-        Self { pipeline, units: Vec::with_capacity(super::MAX_BATCH_UNITS), bytes: 0 }
+        Self { pipeline, units: Vec::new(), bytes: 0 }
     }
 
     /// Units pushed so far.
@@ -129,9 +129,7 @@ impl Batch {
             command.arg(arg);
         }
     }
-}
 
-impl Batch {
     /// The commands of the unit that begins at `first`, as they were pushed.
     pub(super) fn commands(&self, first: usize) -> impl Iterator<Item = &Cmd> {
         self.pipeline.cmd_iter().skip(first)

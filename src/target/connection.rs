@@ -3,7 +3,7 @@
 //! A connection belongs to one worker at a time and stays held between batches: handing it back and taking it again
 //! would cost a round trip each. It carries one batch at a time, so an atomic unit cannot meet another's commands.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use deadpool_redis::redis::{Pipeline, Value};
 
@@ -40,6 +40,12 @@ pub struct Connection {
     pooled: Option<deadpool_redis::Connection>,
     /// Why the user may not use `MULTI`. Its members would then run one by one.
     atomic_refused: Option<Failure>,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("open", &self.pooled.is_some()).finish_non_exhaustive()
+    }
 }
 
 impl Connection {

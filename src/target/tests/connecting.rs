@@ -9,7 +9,7 @@ use super::*;
 
 /// Connecting fails, and nothing of a task was sent.
 async fn check_refused(target: &Target, code: &str) -> Failure {
-    let failure = target.connect().await.err().expect("connecting was to fail");
+    let failure = target.connect().await.expect_err("connecting was to fail");
     assert_eq!((failure.class, failure.executed, &*failure.code), (FailureClass::Hold, Executed::No, code));
     failure
 }
@@ -74,7 +74,7 @@ async fn server_that_is_full_is_a_hold() {
     let server = RedisServer::start(&[]);
     let _held: Vec<_> = (0..3).map(|_| server.send(&["PING"])).collect();
     server.cli(&["CONFIG", "SET", "maxclients", "3"]);
-    let failure = target(&server).connect().await.err().expect("there is no room");
+    let failure = target(&server).connect().await.expect_err("there is no room");
     assert_eq!((failure.class, failure.executed), (FailureClass::Hold, Executed::No));
     assert!(failure.code.contains("ERR") || failure.code.contains("connection-lost"), "{failure:?}");
 }
@@ -145,10 +145,28 @@ fn configuration_that_cannot_be_is_refused_without_showing_the_url() {
         assert_eq!(error, ConfigError::Url, "{url}");
         assert!(!format!("{error} {error:?}").contains("s3cret"));
     }
+    let refused = |url: &str| Target::try_new("test", Config::new(url)).expect_err("it is wrong");
+    assert_eq!(refused("rediss://host/#insecure"), ConfigError::Insecure);
+    assert_eq!(refused("redis://host/-1"), ConfigError::Database(-1));
     let config = Config::new("redis://:s3cret@host");
     assert!(!format!("{config:?}").contains("s3cret"));
     let none = Config { connections: 0, ..config.clone() };
     assert_eq!(Target::try_new("test", none).expect_err("it is wrong"), ConfigError::NoConnections);
     let never = Config { probe_timeout: Duration::ZERO, ..config };
     assert!(matches!(Target::try_new("test", never), Err(ConfigError::NoTime(_))));
+}
+
+#[test]
+fn display_url_shows_where_but_not_who() {
+    let cases = [
+        ("redis://user:s3cret@redis.example:7000/4", "redis://redis.example:7000/4"),
+        ("rediss://:s3cret@redis.example", "rediss://redis.example:6379/0"),
+        ("redis://user:s3cret@[::1]:6379", "redis://[::1]:6379/0"),
+        ("redis+unix:///run/redis.sock?user=user&pass=s3cret&db=1", "redis+unix:///run/redis.sock?db=1"),
+    ];
+    for (url, shown) in cases {
+        let target = target_at(url);
+        assert_eq!(target.display_url(), shown);
+        assert!(!format!("{target:?}").contains("s3cret"));
+    }
 }

@@ -71,7 +71,7 @@ async fn replica_without_its_primary_is_a_hold() {
     }
     assert_eq!(says(&run(&mut connection, &["SET", "k", "1"]).await), (Hold, No, "MASTERDOWN"));
     drop(connection);
-    assert_eq!(&*target.connect().await.err().expect("PING is refused").code, "MASTERDOWN");
+    assert_eq!(&*target.connect().await.expect_err("PING is refused").code, "MASTERDOWN");
 }
 
 #[tokio::test]
@@ -107,7 +107,7 @@ async fn lost_login_is_a_hold_on_a_connection_that_is_given_up() {
     server.cli(&["ACL", "DELUSER", "gw"]);
     // The server closes the connections of a user that is gone.
     check_ambiguous(&connection.execute(one_set()).await, "connection-lost");
-    assert_eq!(&*target.connect().await.err().expect("the user is gone").code, "authentication-failed");
+    assert_eq!(&*target.connect().await.expect_err("the user is gone").code, "authentication-failed");
 }
 
 #[tokio::test]
@@ -157,7 +157,7 @@ async fn server_killed_in_the_middle_of_a_batch_leaves_everything_unknown() {
     while tokio::task::spawn_blocking(answers).await.expect("it does not panic") {}
     server.kill9();
     check_ambiguous(&executed.await.expect("it does not panic"), "connection-lost");
-    assert_eq!(&*target.connect().await.err().expect("nothing listens").code, "connection-refused");
+    assert_eq!(&*target.connect().await.expect_err("nothing listens").code, "connection-refused");
     server.restart();
     assert_eq!(run(&mut target.connect().await.expect("it is back"), &["SET", "k", "2"]).await, Ok(()));
 }

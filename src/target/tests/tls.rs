@@ -28,7 +28,7 @@ async fn certificate_that_nobody_trusts_is_a_hold() {
     let (_server, url) = start();
     let target = target_at(&url);
     assert_eq!(target.display_url(), url);
-    let failure = target.connect().await.err().expect("the authority is unknown");
+    let failure = target.connect().await.expect_err("the authority is unknown");
     assert_eq!((failure.class, failure.executed, &*failure.code), (FailureClass::Hold, Executed::No, "tls"));
 }
 
@@ -36,7 +36,7 @@ async fn certificate_that_nobody_trusts_is_a_hold() {
 async fn server_without_tls_is_a_hold() {
     let server = RedisServer::start(&[]);
     let target = target_at(&format!("rediss://127.0.0.1:{}", server.port()));
-    let failure = target.connect().await.err().expect("it does not speak TLS");
+    let failure = target.connect().await.expect_err("it does not speak TLS");
     assert_eq!((failure.class, failure.executed), (FailureClass::Hold, Executed::No));
 }
 
