@@ -168,7 +168,10 @@ impl Batch {
 
 /// An append under way. Whoever asked for it may go away; the append then ends in a task of its own, so that what is
 /// remembered of its tasks is always their true fate.
-struct Storing(Option<BoxFuture<'static, Vec<(usize, Result<Accepted, SubmitError>)>>>);
+struct Storing(Option<BoxFuture<'static, Fates>>);
+
+/// What became of tasks, by their places in the request.
+type Fates = Vec<(usize, Result<Accepted, SubmitError>)>;
 
 impl Storing {
     fn new(queues: Arc<Queues>, batch: Batch) -> Self {
@@ -177,7 +180,7 @@ impl Storing {
 }
 
 impl Future for Storing {
-    type Output = Vec<(usize, Result<Accepted, SubmitError>)>;
+    type Output = Fates;
 
     fn poll(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
         let append = self.0.as_mut().expect("a future is not polled after it was ready");
@@ -198,7 +201,7 @@ impl Drop for Storing {
 }
 
 impl Queues {
-    async fn store(&self, batch: Batch) -> Vec<(usize, Result<Accepted, SubmitError>)> {
+    async fn store(&self, batch: Batch) -> Fates {
         let Batch { queue, members, mut records } = batch;
         let count = records.len() as u64;
         let appended = match records.len() {

@@ -629,12 +629,9 @@ impl Worker {
                     self.hold(sent, &failure, today);
                 }
             }
-            Ok(BatchResult { results, .. }) => {
-                let signal = results
-                    .iter()
-                    .filter_map(|result| result.as_ref().err())
-                    .find(|failure| matches!(failure.class, FailureClass::Hold | FailureClass::Ambiguous));
-                match signal.cloned() {
+            Ok(result) => {
+                let signal = result.target_failure().cloned();
+                match signal {
                     Some(failure) => self.note_target_failure(&failure, now, today),
                     None => {
                         if self.breaker.on_batch() {
@@ -643,7 +640,7 @@ impl Worker {
                     }
                 }
                 // Backwards, so that those put back stand in their old order again.
-                for (sent, result) in sent.iter().zip(results).rev() {
+                for (sent, result) in sent.iter().zip(result.results).rev() {
                     match result {
                         Ok(()) => self.applied(sent, today),
                         Err(failure) => self.failed(sent, failure, now, today),

@@ -60,8 +60,11 @@ pub struct Metrics {
     /// Records that were appended and are not finished.
     pub consumer_lag: IntGauge,
     appends: RecentRate,
-    refresh: OnceLock<Box<dyn Fn(&Self) + Send + Sync>>,
+    refresh: OnceLock<Refresh>,
 }
+
+/// Brings gauges up to date before they are read.
+type Refresh = Box<dyn Fn(&Metrics) + Send + Sync>;
 
 /// The handles of one target.
 #[derive(Clone)]
