@@ -1,6 +1,6 @@
 //! Holds the table against a real server of the version that it is made for.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, io::Write as _};
 
 use fastrand::Rng;
 
@@ -154,7 +154,7 @@ fn for_each_command(mut check: impl FnMut(&mut Server, &str, &[Vec<u8>])) {
             *counts.get_mut(name).expect("an accepted command") += 1;
         }
     }
-    println!("{counts:?}");
+    let _ = writeln!(std::io::stdout(), "{counts:?}");
     assert!(counts.values().all(|count| *count >= 50), "a command was never tried: {counts:?}");
 }
 
@@ -168,10 +168,28 @@ fn keys_and_written_flags_are_those_of_the_server() {
         let mut question = vec![b"COMMAND".to_vec(), b"GETKEYSANDFLAGS".to_vec(), name.as_bytes().to_vec()];
         question.extend_from_slice(args);
         let answer = server.call(&question);
+        if name == "PFMERGE" && args.len() == 1 {
+            // A destination alone is executed, but the server's own key specification wants a source.
+            assert!(answer.is_error());
+            assert_eq!(ours, [(args[0].clone(), true)]);
+            return;
+        }
         assert!(!answer.is_error(), "{name} {}: {answer:?}", shown(args));
         let theirs: Vec<_> = answer.list().iter().map(key_and_written).collect();
-        assert_eq!(ours, theirs, "{name} {}", shown(args));
+        if is_taken_for_an_option(name, &ours) {
+            // Asked for the keys, the server searches for the word and so takes the key itself for the option. When it
+            // executes the command it reads the options in turn, as we do.
+            assert_eq!(ours[0], theirs[0], "{name} {}", shown(args));
+        } else {
+            assert_eq!(ours, theirs, "{name} {}", shown(args));
+        }
     });
+}
+
+/// Whether a SORT or GEORADIUS stores to a key that is called like the option that stores.
+fn is_taken_for_an_option(name: &str, keys: &[(Vec<u8>, bool)]) -> bool {
+    let is_option = |key: &[u8]| key.eq_ignore_ascii_case(b"STORE") || key.eq_ignore_ascii_case(b"STOREDIST");
+    (name == "SORT" || name.starts_with("GEORADIUS")) && keys.iter().any(|(key, written)| *written && is_option(key))
 }
 
 fn key_and_written(reply: &Reply) -> (Vec<u8>, bool) {
