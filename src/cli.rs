@@ -13,6 +13,7 @@ use crate::config::ConfigError;
 mod completions;
 mod config;
 mod dead_letters;
+mod demo;
 mod healthcheck;
 mod http;
 mod output;
@@ -37,6 +38,7 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Demo(demo::Args),
     Submit(Box<submit::Args>),
     DeadLetters(dead_letters::Args),
     Config(config::Args),
@@ -56,6 +58,7 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Serve(args) => serve::run(args),
+            Command::Demo(args) => demo::run(&args),
             Command::Submit(args) => submit::run(*args),
             Command::DeadLetters(args) => dead_letters::run(args),
             Command::Config(args) => config::run(args),
