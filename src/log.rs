@@ -24,6 +24,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::{future::BoxFuture, stream::BoxStream};
 
+#[cfg(test)]
+pub(crate) mod conformance;
 pub mod journal;
 pub mod memory;
 
@@ -249,9 +251,14 @@ pub enum Assignment {
     Assigned(Assigned),
     /// The partition will go to another owner: finish, commit, then drop `done`. It is taken away at the latest when
     /// the log's own bound has passed.
-    Revoking { partition: Partition, done: tokio::sync::oneshot::Sender<()> },
+    Revoking {
+        partition: Partition,
+        done: tokio::sync::oneshot::Sender<()>,
+    },
     /// The partition is gone already: nothing may be committed any more.
-    Lost { partition: Partition },
+    Lost {
+        partition: Partition,
+    },
 }
 
 pub struct Assigned {

@@ -1,1 +1,342 @@
-//! Placeholder.
+//! A [`Log`] in memory, for the tests of what is built on the seam. It keeps the contract but for durability.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
+use tokio::sync::watch;
+
+use super::{
+    AppendError, Appended, Assigned, Assignment, Checkpoint, CommitError, Depth, Durability, Entry, Epoch, Log,
+    NewRecord, Partition, Position, QueueName, ReadError, Reader, Record, Table, TableEntry, TableError,
+};
+
+/// Records in memory; one partition for each queue.
+#[derive(Clone)]
+pub struct MemoryLog {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// Counts changes, so that readers wait for state and not for an event.
+    changed: watch::Sender<u64>,
+    failure: watch::Sender<Option<String>>,
+}
+
+#[derive(Default)]
+struct State {
+    queues: BTreeMap<QueueName, Queue>,
+    tables: BTreeMap<&'static str, Arc<MemoryTable>>,
+    max_bytes: Option<usize>,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Queue {
+    records: Vec<Record>,
+    epoch: Epoch,
+    checkpoint: Option<Checkpoint>,
+}
+
+impl Queue {
+    fn finished(&self) -> u64 {
+        self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.watermark)
+    }
+
+    fn bytes(&self) -> usize {
+        let finished = usize::try_from(self.finished()).unwrap_or(usize::MAX);
+        self.records.iter().skip(finished).map(Record::size).sum()
+    }
+}
+
+impl Default for Epoch {
+    fn default() -> Self {
+        Self(0)
+    }
+}
+
+impl Default for MemoryLog {
+    fn default() -> Self {
+        let (changed, failure) = (watch::Sender::new(0), watch::Sender::new(None));
+        Self { shared: Arc::new(Shared { state: Mutex::default(), changed, failure }) }
+    }
+}
+
+impl MemoryLog {
+    /// Full once unfinished records of a queue take more than `max_bytes`.
+    pub fn with_max_bytes(self, max_bytes: usize) -> Self {
+        self.shared.lock().max_bytes = Some(max_bytes);
+        self
+    }
+
+    /// Breaks the log: nothing is taken any more, and [`Log::failed`] resolves.
+    pub fn fail(&self, reason: &str) {
+        self.shared.failure.send_replace(Some(reason.to_owned()));
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn append(&self, queue: &QueueName, records: Vec<NewRecord>) -> Result<Vec<Appended>, AppendError> {
+        if self.failure.borrow().is_some() {
+            return Err(AppendError::FateUnknown);
+        }
+        let mut state = self.lock();
+        if state.closed {
+            return Err(AppendError::Closed);
+        }
+        let max_bytes = state.max_bytes.unwrap_or(usize::MAX);
+        let queue = state.queues.entry(queue.clone()).or_default();
+        if queue.bytes() + records.iter().map(|new| new.record.size()).sum::<usize>() > max_bytes {
+            return Err(AppendError::Full { retry_after: Duration::from_secs(1) });
+        }
+        let first = queue.records.len() as u64;
+        queue.records.extend(records.into_iter().map(|new| new.record));
+        let end = queue.records.len() as u64;
+        drop(state);
+        self.changed.send_modify(|changes| *changes += 1);
+        let position = |offset| Position { partition: 0, offset };
+        Ok((first..end).map(|offset| Appended { position: position(offset), durability: Durability::Local }).collect())
+    }
+
+    fn assign(self: &Arc<Self>, queue: QueueName) -> Assignment {
+        let mut state = self.lock();
+        let kept = state.queues.entry(queue.clone()).or_default();
+        kept.epoch.0 += 1;
+        let (epoch, checkpoint, next) = (kept.epoch, kept.checkpoint.clone(), kept.finished());
+        let reader =
+            MemoryReader { shared: self.clone(), queue: queue.clone(), next, changed: self.changed.subscribe() };
+        Assignment::Assigned(Assigned {
+            partition: Partition { queue, index: 0 },
+            epoch,
+            checkpoint,
+            reader: Box::new(reader),
+        })
+    }
+
+    fn commit(&self, partition: &Partition, epoch: Epoch, checkpoint: Checkpoint) -> Result<(), CommitError> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err(CommitError::Closed);
+        }
+        match state.queues.get_mut(&partition.queue) {
+            Some(queue) if queue.epoch == epoch => {
+                queue.checkpoint = Some(checkpoint);
+                Ok(())
+            }
+            _ => Err(CommitError::EpochOver),
+        }
+    }
+}
+
+struct MemoryReader {
+    shared: Arc<Shared>,
+    queue: QueueName,
+    next: u64,
+    changed: watch::Receiver<u64>,
+}
+
+impl MemoryReader {
+    fn read(&mut self, max_bytes: usize) -> Result<Vec<Entry>, ReadError> {
+        let state = self.shared.lock();
+        let records = state.queues.get(&self.queue).map_or(&[][..], |queue| &queue.records);
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        for record in records.iter().skip(usize::try_from(self.next).unwrap_or(usize::MAX)) {
+            bytes += record.size();
+            if bytes > max_bytes && !entries.is_empty() {
+                break;
+            }
+            entries.push(Entry { offset: self.next, record: record.clone() });
+            self.next += 1;
+        }
+        if entries.is_empty() && state.closed { Err(ReadError::Closed) } else { Ok(entries) }
+    }
+}
+
+impl Reader for MemoryReader {
+    fn next(&mut self, max_bytes: usize) -> BoxFuture<'_, Result<Vec<Entry>, ReadError>> {
+        Box::pin(async move {
+            loop {
+                self.changed.borrow_and_update();
+                let entries = self.read(max_bytes)?;
+                if !entries.is_empty() {
+                    return Ok(entries);
+                }
+                self.changed.changed().await.map_err(|_| ReadError::Closed)?;
+            }
+        })
+    }
+}
+
+impl Log for MemoryLog {
+    fn append<'a>(&'a self, queue: &'a QueueName, record: NewRecord) -> BoxFuture<'a, Result<Appended, AppendError>> {
+        Box::pin(async move { self.shared.append(queue, vec![record]).map(|appended| appended[0]) })
+    }
+
+    fn append_many<'a>(
+        &'a self,
+        queue: &'a QueueName,
+        records: Vec<NewRecord>,
+    ) -> BoxFuture<'a, Result<Vec<Appended>, AppendError>> {
+        Box::pin(async move { self.shared.append(queue, records) })
+    }
+
+    fn ready(&self) -> Result<(), AppendError> {
+        let state = self.shared.lock();
+        let max_bytes = state.max_bytes.unwrap_or(usize::MAX);
+        if state.closed {
+            Err(AppendError::Closed)
+        } else if let Some(reason) = self.shared.failure.borrow().clone() {
+            Err(AppendError::Unavailable { reason })
+        } else if state.queues.values().any(|queue| queue.bytes() >= max_bytes) {
+            Err(AppendError::Full { retry_after: Duration::from_secs(1) })
+        } else {
+            Ok(())
+        }
+    }
+
+    fn consume(&self, queues: Vec<QueueName>) -> BoxStream<'static, Assignment> {
+        let state = (self.shared.clone(), queues.into_iter(), self.shared.changed.subscribe());
+        Box::pin(stream::unfold(state, |(shared, mut queues, mut changed)| async move {
+            if let Some(queue) = queues.next() {
+                return Some((shared.assign(queue), (shared, queues, changed)));
+            }
+            let _ = changed.wait_for(|_| shared.lock().closed).await;
+            None
+        }))
+    }
+
+    fn commit<'a>(
+        &'a self,
+        partition: &'a Partition,
+        epoch: Epoch,
+        checkpoint: Checkpoint,
+    ) -> BoxFuture<'a, Result<(), CommitError>> {
+        Box::pin(async move { self.shared.commit(partition, epoch, checkpoint) })
+    }
+
+    fn tail(&self, queue: &QueueName, max_records: usize, max_bytes: usize) -> Result<Vec<Entry>, ReadError> {
+        let state = self.shared.lock();
+        let records = state.queues.get(queue).map_or(&[][..], |queue| &queue.records);
+        let mut bytes = 0;
+        let fits = |record: &&Record| {
+            bytes += record.size();
+            bytes <= max_bytes
+        };
+        let count = records.iter().rev().take(max_records).take_while(fits).count();
+        let first = records.len() - count;
+        let entry = |(offset, record): (u64, &Record)| Entry { offset, record: record.clone() };
+        Ok((first as u64..).zip(&records[first..]).map(entry).collect())
+    }
+
+    fn depth(&self) -> Vec<Depth> {
+        let state = self.shared.lock();
+        let depth = |(queue, kept): (&QueueName, &Queue)| Depth {
+            partition: Partition { queue: queue.clone(), index: 0 },
+            end: (kept.records.len() as u64).max(kept.finished()),
+            finished: kept.finished(),
+            bytes: kept.bytes() as u64,
+        };
+        state.queues.iter().map(depth).collect()
+    }
+
+    fn table(&self, name: &'static str) -> Result<Arc<dyn Table>, TableError> {
+        let mut state = self.shared.lock();
+        if state.closed {
+            return Err(TableError::Closed);
+        }
+        Ok(state.tables.entry(name).or_default().clone())
+    }
+
+    fn failed(&self) -> BoxFuture<'static, String> {
+        let mut failure = self.shared.failure.subscribe();
+        Box::pin(async move {
+            let reason = failure.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+            match reason {
+                Some(reason) => reason,
+                None => std::future::pending().await,
+            }
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.shared.lock().closed = true;
+            self.shared.changed.send_modify(|changes| *changes += 1);
+        })
+    }
+}
+
+#[derive(Default)]
+struct MemoryTable(Mutex<Rows>);
+
+#[derive(Default)]
+struct Rows {
+    by_position: BTreeMap<u64, (Bytes, Bytes)>,
+    puts: u64,
+}
+
+impl MemoryTable {
+    fn lock(&self) -> MutexGuard<'_, Rows> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table for MemoryTable {
+    fn put(&self, key: Bytes, value: Bytes) -> BoxFuture<'_, Result<u64, TableError>> {
+        Box::pin(async move {
+            let mut rows = self.lock();
+            rows.by_position.retain(|_, (present, _)| *present != key);
+            let position = rows.puts;
+            rows.puts += 1;
+            rows.by_position.insert(position, (key, value));
+            Ok(position)
+        })
+    }
+
+    fn delete(&self, key: Bytes) -> BoxFuture<'_, Result<(), TableError>> {
+        Box::pin(async move {
+            self.lock().by_position.retain(|_, (present, _)| *present != key);
+            Ok(())
+        })
+    }
+
+    fn scan(&self, mut visit: Box<dyn FnMut(TableEntry) -> bool + Send>) -> BoxFuture<'_, Result<(), TableError>> {
+        Box::pin(async move {
+            let rows: Vec<TableEntry> = self.lock().by_position.iter().map(entry).collect();
+            let _ = rows.into_iter().all(|row| visit(row));
+            Ok(())
+        })
+    }
+
+    fn read(&self, position: u64) -> BoxFuture<'_, Result<Option<TableEntry>, TableError>> {
+        Box::pin(async move { Ok(self.lock().by_position.get_key_value(&position).map(entry)) })
+    }
+}
+
+fn entry((position, (key, value)): (&u64, &(Bytes, Bytes))) -> TableEntry {
+    TableEntry { key: key.clone(), value: value.clone(), position: *position }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::MemoryLog;
+
+    async fn open() -> (MemoryLog, ()) {
+        (MemoryLog::default(), ())
+    }
+
+    crate::log::conformance::suite!(open);
+}

@@ -1,0 +1,246 @@
+//! The hand-over between many callers and one writer: what is asked for goes in by the batch, and what became of it
+//! comes back by the batch.
+//!
+//! Waking a task of another thread costs a system call each, so an answered batch wakes *one* of those who wait for
+//! it; that one wakes the others, from within the runtime, where it costs next to nothing. The duty passes on with
+//! the batch's lock: whoever finds the answer, or gives up waiting when it is there, wakes all who still sleep.
+
+use std::{
+    collections::VecDeque,
+    mem,
+    pin::Pin,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use tokio::sync::oneshot;
+
+use super::chain::Item;
+use crate::log::{AppendError, Checkpoint, CommitError, Epoch};
+
+/// What waits for the writer is bounded by this.
+pub const MAX_QUEUED_BYTES: usize = 8 << 20;
+/// One write and one sync at most, unless a single request is larger.
+const MAX_BATCH_BYTES: usize = 1 << 20;
+const MAX_BATCH_ITEMS: usize = 1024;
+/// Counted for each item beside its bytes.
+const ITEM_OVERHEAD: usize = 64;
+
+/// When the queue to the writer is full, it is so for about as long as a few syncs take.
+const BUSY_RETRY: Duration = Duration::from_secs(1);
+
+/// Something for the writer to do. Done in the order in which it was asked for.
+pub enum Work {
+    Append(Batch),
+    Commit { epoch: Epoch, checkpoint: Checkpoint, answer: oneshot::Sender<Result<(), CommitError>> },
+    Assign { answer: oneshot::Sender<(Epoch, Option<Checkpoint>)> },
+    Forget(Vec<u64>),
+}
+
+pub struct Batch {
+    pub items: Vec<Item>,
+    bytes: usize,
+    answer: Arc<Answer>,
+}
+
+impl Batch {
+    fn new() -> Self {
+        Self { items: Vec::new(), bytes: 0, answer: Arc::default() }
+    }
+
+    /// Tells all who wait: the number of the first item, or why there is none.
+    pub fn answer(self, result: Result<u64, AppendError>) {
+        self.answer.give(result);
+    }
+
+    fn has_room(&self, items: usize, bytes: usize) -> bool {
+        self.items.len() + items <= MAX_BATCH_ITEMS && self.bytes + bytes <= MAX_BATCH_BYTES
+    }
+}
+
+impl Drop for Batch {
+    /// A batch that the writer did not come to answer, because it broke off. An answer given before stays.
+    fn drop(&mut self) {
+        self.answer.give(Err(AppendError::FateUnknown));
+    }
+}
+
+#[derive(Default)]
+pub struct Inbox {
+    state: Mutex<State>,
+    filled: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    work: VecDeque<Work>,
+    bytes: usize,
+    writer_sleeps: bool,
+    closed: bool,
+}
+
+impl Inbox {
+    /// Queues items that are stored together or not at all.
+    pub fn append(&self, items: impl ExactSizeIterator<Item = Item>, bytes: usize) -> Result<Ticket, AppendError> {
+        let count = items.len();
+        let weight = bytes + count * ITEM_OVERHEAD;
+        let mut state = self.lock();
+        if state.closed {
+            return Err(AppendError::Closed);
+        }
+        // A request that is larger than the bound alone still gets its turn, alone.
+        if state.bytes > 0 && state.bytes + weight > MAX_QUEUED_BYTES {
+            return Err(AppendError::Full { retry_after: BUSY_RETRY });
+        }
+        state.bytes += weight;
+        if !matches!(state.work.back(), Some(Work::Append(batch)) if batch.has_room(count, weight)) {
+            state.work.push_back(Work::Append(Batch::new()));
+        }
+        let Some(Work::Append(batch)) = state.work.back_mut() else {
+            unreachable!("it is there or was just put there");
+        };
+        let first = batch.items.len() as u64;
+        batch.items.extend(items);
+        batch.bytes += weight;
+        let ticket = Ticket { answer: batch.answer.clone(), first, place: None };
+        self.wake_writer(state);
+        Ok(ticket)
+    }
+
+    /// Queues anything else; false where the journal is closed.
+    pub fn ask(&self, work: Work) -> bool {
+        let mut state = self.lock();
+        if !state.closed {
+            state.work.push_back(work);
+            self.wake_writer(state);
+            return true;
+        }
+        false
+    }
+
+    /// Takes no more work. What is queued is still done.
+    pub fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        self.wake_writer(state);
+    }
+
+    /// The next piece of work, waited for; `None` when the inbox is closed and empty. `idle` is called before waiting.
+    pub fn take(&self, mut idle: impl FnMut()) -> Option<Work> {
+        let mut state = self.lock();
+        let mut rested = false;
+        loop {
+            if let Some(work) = state.work.pop_front() {
+                if let Work::Append(batch) = &work {
+                    state.bytes -= batch.bytes;
+                }
+                return Some(work);
+            }
+            if state.closed {
+                return None;
+            }
+            if !mem::replace(&mut rested, true) {
+                state.work.shrink_to(16);
+                idle();
+            }
+            state.writer_sleeps = true;
+            state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.writer_sleeps = false;
+        }
+    }
+
+    fn wake_writer(&self, state: MutexGuard<'_, State>) {
+        let sleeps = state.writer_sleeps;
+        drop(state);
+        if sleeps {
+            self.filled.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits for the answer to a request: the number of its first item.
+///
+/// # Cancellation
+///
+/// Dropping it takes nothing back.
+pub struct Ticket {
+    answer: Arc<Answer>,
+    /// The request's first item within the batch.
+    first: u64,
+    place: Option<usize>,
+}
+
+#[derive(Default)]
+struct Answer(Mutex<Answering>);
+
+#[derive(Default)]
+struct Answering {
+    result: Option<Result<u64, AppendError>>,
+    sleepers: Vec<Option<Waker>>,
+}
+
+impl Answer {
+    fn give(&self, result: Result<u64, AppendError>) {
+        let mut answering = self.lock();
+        if answering.result.is_some() {
+            return;
+        }
+        answering.result = Some(result);
+        let one = answering.sleepers.iter_mut().find_map(Option::take);
+        drop(answering);
+        if let Some(waker) = one {
+            waker.wake();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Answering> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn wake_all(mut answering: MutexGuard<'_, Answering>) {
+    let sleepers = mem::take(&mut answering.sleepers);
+    drop(answering);
+    sleepers.into_iter().flatten().for_each(Waker::wake);
+}
+
+impl Future for Ticket {
+    type Output = Result<u64, AppendError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = self.answer.clone();
+        let mut answering = answer.lock();
+        if let Some(result) = answering.result.clone() {
+            wake_all(answering);
+            return Poll::Ready(result.map(|first| first + self.first));
+        }
+        match self.place {
+            Some(place) => match &mut answering.sleepers[place] {
+                Some(waker) => waker.clone_from(context.waker()),
+                empty => *empty = Some(context.waker().clone()),
+            },
+            None => {
+                self.place = Some(answering.sleepers.len());
+                answering.sleepers.push(Some(context.waker().clone()));
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut answering = self.answer.lock();
+        if answering.result.is_some() {
+            // It may have been the one that was woken.
+            wake_all(answering);
+        } else if let Some(place) = self.place {
+            answering.sleepers[place] = None;
+        }
+    }
+}
