@@ -5,10 +5,14 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 use super::{JournalConfig, JournalLog, disk::RealDisk};
+use crate::log::QueueName;
 
 mod damage;
+mod faults;
 pub mod model;
+mod opening;
 mod sim;
+mod tables;
 
 mod conformance {
     use super::*;
@@ -19,6 +23,10 @@ mod conformance {
     }
 
     crate::log::conformance::suite!(open);
+}
+
+fn lane(lane: &'static str) -> QueueName {
+    crate::log::conformance::queue(lane)
 }
 
 fn private_dir() -> TempDir {

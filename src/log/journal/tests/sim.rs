@@ -32,8 +32,6 @@ pub struct Faults {
     pub room: Option<u64>,
     /// Syncs of files fail.
     pub sync_fails: bool,
-    /// Cutting a file off fails.
-    pub truncate_fails: bool,
     /// Fewer bytes are written than asked for.
     pub short_writes: bool,
 }
@@ -347,9 +345,6 @@ impl DiskFile for SimFile {
 
     fn truncate(&self, size: u64) -> io::Result<()> {
         let mut state = self.disk.change()?;
-        if state.faults.truncate_fails {
-            return Err(io::Error::other("the disk is broken"));
-        }
         let file = &mut state.files[self.inode];
         file.current.resize(size as usize, 0);
         file.is_dirty = true;
