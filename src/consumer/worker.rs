@@ -26,7 +26,7 @@ use super::{
     checkpoint::UnitEnd,
     entry::{End, Entry, Letter, TaskSlot, Unit, UnitRef, remembered_failure},
     letter,
-    schedule::{Keys, UnitId, UnitState},
+    schedule::{Keys, Schedule, UnitId, UnitState},
     window::{Budget, Window},
 };
 use crate::{
@@ -434,11 +434,13 @@ impl Worker {
         if !self.has_ready() {
             return;
         }
-        if matches!(self.breaker.state(), BreakerState::Closed)
-            && self.windows.iter().any(|window| window.schedule.apart_len() > 0)
-        {
-            self.send_suspect(now);
-            return;
+        let any =
+            |count: fn(&Schedule<UnitRef>) -> usize| self.windows.iter().any(|window| count(&window.schedule) > 0);
+        match self.breaker.state() {
+            BreakerState::Closed if any(Schedule::apart_len) => return self.send_suspect(now),
+            // With nothing else to try the target out with, a suspect must do: or it would wait for ever.
+            BreakerState::HalfOpen { trial: false, .. } if !any(Schedule::ready_len) => return self.send_suspect(now),
+            BreakerState::Closed | BreakerState::HalfOpen { .. } | BreakerState::Open { .. } => {}
         }
         while self.in_flight < self.connections && self.has_ready() {
             let (units, trial) = match self.breaker.admit() {
@@ -478,6 +480,8 @@ impl Worker {
                 self.push(number, node, unit, &mut batch, &mut sent, now);
                 if let [only] = sent.as_mut_slice() {
                     only.on_trial = true;
+                    // Whatever it grants: whoever calls has looked, and a trial must be known as under way.
+                    self.breaker.admit();
                     self.start_batch(batch, sent);
                 }
                 return;
@@ -950,7 +954,7 @@ impl Worker {
             }
             Err(failure) => {
                 self.canary_at = None;
-                if matches!(self.breaker.state(), BreakerState::Closed) {
+                if !matches!(self.breaker.state(), BreakerState::Open { .. }) {
                     self.note_target_failure(&failure, now, Timestamp::now());
                 } else {
                     tracing::debug!(redis.target = self.target.name(), error.code = %failure.code, "{} is still not usable", self.target.name());
