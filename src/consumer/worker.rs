@@ -1001,7 +1001,7 @@ impl Worker {
             }
             Err(failure) => {
                 self.canary_at = None;
-                if matches!(self.breaker.state(), BreakerState::Closed) {
+                if !matches!(self.breaker.state(), BreakerState::Open { .. }) {
                     self.note_target_failure(&failure, now, Timestamp::now());
                 } else {
                     tracing::debug!(redis.target = self.target.name(), error.code = %failure.code, "{} is still not usable", self.target.name());

@@ -1,0 +1,1 @@
+//! A task is never dead in silence.

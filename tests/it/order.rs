@@ -1,0 +1,1 @@
+//! Tasks that share a key run in the order in which they were accepted.
