@@ -161,9 +161,11 @@ fn identify(home: &Home, found: &Found) -> Result<[u8; 16], RecoveryError> {
         FoundHeader::Newer(_) | FoundHeader::Unreadable => vote(&found.segments).unwrap_or_else(random_id),
     };
     if !found.meta_is_whole {
-        write_meta(home, log_id).map_err(|error| match error {
-            DurableError::Refused(source) | DurableError::Sync(source) => io_error(&home.dir.join(META), source),
-        })?;
+        match write_meta(home, log_id) {
+            Err(DurableError::Sync(source)) => return Err(io_error(&home.dir.join(META), source)),
+            // A full disk is no reason not to start: the segments say the same.
+            Ok(()) | Err(DurableError::Refused(_)) => {}
+        }
     }
     Ok(log_id)
 }
