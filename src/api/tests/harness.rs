@@ -54,7 +54,9 @@ pub enum Trouble {
 
 impl TroubledLog {
     fn meet(&self) -> Result<(), AppendError> {
-        match self.trouble.lock().expect("the lock is held for a moment").clone() {
+        // Taken out first: a panic must not poison the lock.
+        let trouble = self.trouble.lock().expect("the lock is held for a moment").clone();
+        match trouble {
             None => Ok(()),
             Some(Trouble::Error(error)) => Err(error),
             Some(Trouble::Panic) => panic!("as the test asked"),

@@ -142,7 +142,7 @@ async fn refused_task_says_what_to_correct_and_never_a_value() {
     let answer = call(&world.data(), post("/tasks", task)).await;
     answer.assert_problem("validation-failed");
     assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
-    assert!(answer.body["errors"].as_array().is_some_and(|errors| errors.len() == 2), "{answer:?}");
+    assert!(answer.body["errors"].as_array().is_some_and(|errors| errors.len() >= 2), "{answer:?}");
     assert!(!answer.body.to_string().contains("secret-value"));
     let answer = call(&world.data(), post("/tasks", r#"{"type":"simple","command":"FLUSHALL","args":[]}"#)).await;
     answer.assert_problem("command-not-allowed");
