@@ -27,6 +27,8 @@ pub struct Entry {
     pub units: Vec<Unit>,
     /// Units that are not done.
     pub open: usize,
+    /// Keys of all units, for log lines.
+    pub keys: usize,
     /// None while nothing went wrong, which is the common case.
     pub trouble: Option<Box<Trouble>>,
     pub letter: Letter,
@@ -45,6 +47,8 @@ pub struct Unit {
     pub suspect: bool,
     /// Its command was refused, and it waits until it is known whose fault that is.
     pub refused: bool,
+    /// It is listed among those that wait because their command was refused.
+    pub parked: bool,
     pub end: Option<End>,
 }
 

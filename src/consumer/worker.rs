@@ -26,7 +26,7 @@ use super::{
     checkpoint::UnitEnd,
     entry::{End, Entry, Letter, TaskSlot, Unit, UnitRef, remembered_failure},
     letter,
-    schedule::{Keys, Schedule, UnitId, UnitState},
+    schedule::{Keys, UnitId, UnitState},
     window::{Budget, Window},
 };
 use crate::{
@@ -189,6 +189,8 @@ impl Worker {
             gauges_due: now,
             settled: Vec::new(),
         };
+        // What is wrong with a target should be in the log before the first task needs it.
+        worker.probe();
         while !(worker.stopping && worker.is_quiet()) {
             let wake_at = worker.advance(Instant::now());
             tokio::select! {
@@ -381,6 +383,7 @@ impl Worker {
             max_retries: task.max_retries.unwrap_or(self.policy.max_retries),
             units: Vec::with_capacity(units.len()),
             open: 0,
+            keys: units.iter().map(|(keys, _)| keys.len()).sum(),
             trouble: None,
             letter: Letter::None,
             envelope,
@@ -406,7 +409,16 @@ impl Worker {
             };
             let entry = window.entry_mut(slot);
             entry.open += usize::from(end.is_none());
-            entry.units.push(Unit { node, idempotent, attempts, strikes: 0, suspect: false, refused: false, end });
+            entry.units.push(Unit {
+                node,
+                idempotent,
+                attempts,
+                strikes: 0,
+                suspect: false,
+                refused: false,
+                parked: false,
+                end,
+            });
         }
         if !earlier.units.is_empty() || !earlier.attempts.is_empty() {
             window.note(slot);
@@ -417,8 +429,16 @@ impl Worker {
     }
 
     fn refuse_record(&mut self, number: usize, offset: u64, envelope: Envelope, failure: &Failure) {
-        let mut entry =
-            Entry { offset, envelope, max_retries: 0, units: Vec::new(), open: 0, trouble: None, letter: Letter::None };
+        let mut entry = Entry {
+            offset,
+            envelope,
+            max_retries: 0,
+            units: Vec::new(),
+            open: 0,
+            keys: 0,
+            trouble: None,
+            letter: Letter::None,
+        };
         entry.note_death(0, failure, ReasonClass::RefusedRecord, Timestamp::now());
         let slot = self.windows[number].insert(entry, 0);
         self.write_letter(number, slot);
@@ -434,15 +454,15 @@ impl Worker {
         if !self.has_ready() {
             return;
         }
-        let any =
-            |count: fn(&Schedule<UnitRef>) -> usize| self.windows.iter().any(|window| count(&window.schedule) > 0);
-        match self.breaker.state() {
-            BreakerState::Closed if any(Schedule::apart_len) => return self.send_suspect(now),
-            // With nothing else to try the target out with, a suspect must do: or it would wait for ever.
-            BreakerState::HalfOpen { trial: false, .. } if !any(Schedule::ready_len) => return self.send_suspect(now),
-            BreakerState::Closed | BreakerState::HalfOpen { .. } | BreakerState::Open { .. } => {}
+        if self.windows.iter().any(|window| window.schedule.apart_len() > 0) {
+            match self.breaker.state() {
+                BreakerState::Closed => return self.send_suspect(now),
+                // A probe has just succeeded, and where nothing else is ready a suspect is the trial.
+                BreakerState::HalfOpen { .. } if !self.has_ordinary() => return self.send_suspect(now),
+                BreakerState::HalfOpen { .. } | BreakerState::Open { .. } => {}
+            }
         }
-        while self.in_flight < self.connections && self.has_ready() {
+        while self.in_flight < self.connections && self.has_ordinary() {
             let (units, trial) = match self.breaker.admit() {
                 Admission::Free => (MAX_BATCH_UNITS, false),
                 Admission::Trial => (TRIAL_UNITS, true),
@@ -463,6 +483,10 @@ impl Worker {
         self.windows.iter().any(|window| window.schedule.ready_len() + window.schedule.apart_len() > 0)
     }
 
+    fn has_ordinary(&self) -> bool {
+        self.windows.iter().any(|window| window.schedule.ready_len() > 0)
+    }
+
     /// Suspects run one at a time, with nothing else under way, after a canary was written: so that what goes wrong is
     /// theirs.
     fn send_suspect(&mut self, now: Instant) {
@@ -473,6 +497,9 @@ impl Worker {
             self.probe();
             return;
         }
+        if self.breaker.admit() == Admission::Refused {
+            return;
+        }
         for number in 0..self.windows.len() {
             if let Some((node, unit)) = self.windows[number].schedule.pop_apart() {
                 let mut batch = Batch::new();
@@ -480,13 +507,12 @@ impl Worker {
                 self.push(number, node, unit, &mut batch, &mut sent, now);
                 if let [only] = sent.as_mut_slice() {
                     only.on_trial = true;
-                    // Whatever it grants: whoever calls has looked, and a trial must be known as under way.
-                    self.breaker.admit();
-                    self.start_batch(batch, sent);
+                    return self.start_batch(batch, sent);
                 }
-                return;
+                break;
             }
         }
+        self.breaker.on_trial_not_sent();
     }
 
     /// Collects ready units of all lanes, by their weights.
@@ -565,8 +591,7 @@ impl Worker {
             Sending::Free | Sending::Probe => {}
             Sending::WaitUntil(until) => {
                 self.windows[number].schedule.postpone(node, until);
-                self.parked.entry(command).or_default().push((number, node, unit));
-                return;
+                return self.park(number, node, unit, command);
             }
         }
         if refused {
@@ -706,7 +731,8 @@ impl Worker {
                 entry.note_failure(&failure, today);
                 tracing::info!(
                     task.id = %entry.envelope.id,
-                    trace_id = trace_id(entry),
+                    trace_id = %trace_id(entry),
+                keys = entry.keys,
                     redis.target = self.target.name(),
                     error.code = %failure.code,
                     strikes,
@@ -740,7 +766,9 @@ impl Worker {
         entry.note_failure(&failure, today);
         let unit = &mut entry.units[sent.unit.unit as usize];
         unit.refused = true;
-        let key = xxhash_rust::xxh3::xxh3_64(entry.envelope.identity.as_bytes());
+        // One without keys counts as a key of its own.
+        let id_hash = entry.envelope.identity.id_hash();
+        let key = window.schedule.first_key(sent.node).unwrap_or(id_hash);
         let was_held = self.holds.held().any(|held| held == sent.command);
         let until = match self.holds.on_refused(sent.command, key, now) {
             Ruling::WaitUntil(until) => until,
@@ -763,7 +791,15 @@ impl Worker {
             }
         };
         window.schedule.postpone(sent.node, until);
-        self.parked.entry(sent.command).or_default().push((sent.window, sent.node, sent.unit));
+        self.park(sent.window, sent.node, sent.unit, sent.command);
+    }
+
+    /// Lists a unit that waits because its command was refused, once however often it wakes in between.
+    fn park(&mut self, number: usize, node: UnitId, unit: UnitRef, command: &'static str) {
+        let parked = &mut self.windows[number].entry_mut(unit.task).units[unit.unit as usize].parked;
+        if !std::mem::replace(parked, true) {
+            self.parked.entry(command).or_default().push((number, node, unit));
+        }
     }
 
     /// A command that had been refused succeeded: its waiting units are sent again, or known to be at fault.
@@ -777,8 +813,10 @@ impl Worker {
             if !window.is_waiting(node, unit) {
                 continue;
             }
+            let parked = &mut window.entry_mut(unit.task).units[unit.unit as usize];
+            parked.parked = false;
             if waiting == Parked::Released {
-                window.entry_mut(unit.task).units[unit.unit as usize].refused = false;
+                parked.refused = false;
             }
             window.schedule.hurry(node);
         }
@@ -824,7 +862,8 @@ impl Worker {
         if let Err(error) = result {
             tracing::error!(
                 task.id = %entry.envelope.id,
-                trace_id = trace_id(entry),
+                trace_id = %trace_id(entry),
+                keys = entry.keys,
                 "The dead letter of task {} cannot be stored, so the task stays where it is: {error}",
                 entry.envelope.id
             );
@@ -876,7 +915,8 @@ impl Worker {
             let (_, failure, reason) = trouble.dead.first().expect("a dead task has a dead unit");
             tracing::warn!(
                 task.id = %entry.envelope.id,
-                trace_id = trace_id(&entry),
+                trace_id = %trace_id(&entry),
+                keys = entry.keys,
                 redis.target = self.target.name(),
                 reason = reason.as_str(),
                 error.code = %failure.code,
@@ -888,7 +928,8 @@ impl Worker {
         } else {
             tracing::debug!(
                 task.id = %entry.envelope.id,
-                trace_id = trace_id(&entry),
+                trace_id = %trace_id(&entry),
+                keys = entry.keys,
                 redis.target = self.target.name(),
                 attempts,
                 "Applied task {}",
@@ -1169,16 +1210,31 @@ fn attempt_class(class: FailureClass) -> usize {
     }
 }
 
-/// The id of the trace that the task came with, for log lines.
-fn trace_id(entry: &Entry) -> Option<&str> {
+/// The id of the trace that the task came with, for log lines; empty where it came with none.
+fn trace_id(entry: &Entry) -> String {
     // version-traceid-parentid-flags
-    entry.envelope.traceparent.as_deref()?.split('-').nth(1)
+    let header = entry.envelope.traceparent.as_deref().and_then(|traceparent| traceparent.split('-').nth(1));
+    match header {
+        Some(id) => id.to_owned(),
+        None => serde_json::from_slice::<Traced<'_>>(&entry.envelope.value)
+            .ok()
+            .and_then(|task| task.trace_id)
+            .map_or(String::new(), |id| id.into_owned()),
+    }
+}
+
+/// The one field of a task that log lines show.
+#[derive(serde::Deserialize)]
+struct Traced<'a> {
+    #[serde(borrow, default)]
+    trace_id: Option<std::borrow::Cow<'a, str>>,
 }
 
 fn log_retry(entry: &Entry, target: &str, failure: &Failure, attempt: u32, after: Duration) {
     tracing::info!(
         task.id = %entry.envelope.id,
-        trace_id = trace_id(entry),
+        trace_id = %trace_id(entry),
+                keys = entry.keys,
         redis.target = target,
         error.code = %failure.code,
         attempt,

@@ -52,7 +52,7 @@ pub(crate) fn queue(lane: &'static str) -> QueueName {
 
 pub(crate) fn record(value: &str) -> NewRecord {
     let mut headers = HeadersBuilder::default();
-    headers.push("id", format!("id-{value}").as_bytes());
+    headers.push("length", value.len().to_string().as_bytes());
     let record = Record { headers: headers.build(), value: Bytes::copy_from_slice(value.as_bytes()) };
     NewRecord { ordering_key: Bytes::from_static(b"k"), record }
 }

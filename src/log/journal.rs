@@ -245,6 +245,11 @@ fn claim(config: &JournalConfig, disk: &dyn Disk) -> Result<Lock, OpenError> {
     if !config.allow_volatile && disk.space(dir).map_err(&error)?.volatile {
         return Err(OpenError::Volatile { dir: dir.clone() });
     }
+    // The process that made it may have died before its name was durable. Above it may be none of our business.
+    match disk.sync_dir(&disk::parent_of(dir)) {
+        Err(source) if source.kind() != io::ErrorKind::PermissionDenied => return Err(error(source)),
+        _ => {}
+    }
     let lock = dir.join(LOCK);
     if matches!(disk.inspect(&lock), Ok(found) if found.kind == FileKind::Symlink) {
         return Err(OpenError::Symlink { path: lock });
@@ -300,21 +305,18 @@ impl Inner {
                 }
             }
         }
-        // The names may be those of a process that died before it made them durable.
-        self.disk.sync_dir(dir).map_err(&error)?;
         Ok(names)
     }
 
     fn open_chain(&self, dir: &Path, target: Option<&Arc<str>>, purpose: Purpose) -> Result<Writer, OpenError> {
-        let home = self.home(dir, target);
-        let state = recovery::recover(&home, target.is_some())?;
-        let chain = Chain::recovered(home, state);
+        let chain = Chain::open(self.home(dir, target), target.is_some())?;
         Writer::start(chain, purpose, self.failure.clone()).map_err(OpenError::io(dir))
     }
 
     fn home(&self, dir: &Path, target: Option<&Arc<str>>) -> Arc<Home> {
         let name = dir.strip_prefix(&self.config.dir).unwrap_or(dir).display().to_string();
         Arc::new(Home {
+            root: self.config.dir.clone(),
             dir: dir.to_owned(),
             disk: self.disk.clone(),
             shape: self.config.shape(),

@@ -15,6 +15,7 @@ use super::{
     checkpoint,
     disk::{DiskFile, DurableError, make_dirs, write_all_at},
     frame::{FRAME_HEADER_BYTES, FRAMES_START, Kind, Pair, Seed, SegmentHeader, encode_frame},
+    recovery::{self, RecoveryError},
     segment::{Home, Segment, SegmentName, fill_zeros},
     shelf::{Progress, Shelf},
 };
@@ -77,7 +78,15 @@ impl Chain {
         Self::recovered(home, Recovered::default())
     }
 
-    pub fn recovered(home: Arc<Home>, state: Recovered) -> Self {
+    /// Opens a journal that exists. `with_checkpoints` is false for tables.
+    pub fn open(home: Arc<Home>, with_checkpoints: bool) -> Result<Self, RecoveryError> {
+        let state = recovery::recover(&home, with_checkpoints)?;
+        let mut chain = Self::recovered(home, state);
+        chain.resume()?;
+        Ok(chain)
+    }
+
+    fn recovered(home: Arc<Home>, state: Recovered) -> Self {
         let segments = state.segments.iter().map(|(segment, _)| segment.clone()).collect();
         let growing = state.active.as_ref().map(|active| (active.segment.ordinal, active.end));
         let progress = Progress {
@@ -176,6 +185,18 @@ impl Chain {
             self.sync_dir(&dir)?;
         }
         Ok(())
+    }
+
+    /// Makes durable that numbers were skipped, lest the next process give them out. A full disk is no reason not to
+    /// start: then the next write says it.
+    fn resume(&mut self) -> Result<(), RecoveryError> {
+        if !self.state.resume {
+            return Ok(());
+        }
+        match self.write(0, 0, Purpose::Reserve, |_, _| ()) {
+            Ok(()) | Err(WriteError::Full | WriteError::Refused(_)) => Ok(()),
+            Err(WriteError::Poisoned(source)) => Err(RecoveryError::Io { path: self.home.dir.clone(), source }),
+        }
     }
 
     /// Gives memory back while there is nothing to do.
@@ -415,7 +436,8 @@ pub fn write_meta(home: &Home, log_id: [u8; 16]) -> Result<(), DurableError> {
     };
     let file = file.map_err(DurableError::Refused)?;
     write_all_at(&*file, &header.encode(), 0).map_err(DurableError::Refused)?;
-    file.sync_data().and_then(|()| home.disk.sync_dir(&home.dir)).map_err(DurableError::Sync)
+    // All names above it too: the process that made them may have died before it synced them.
+    file.sync_data().and_then(|()| home.sync_names()).map_err(DurableError::Sync)
 }
 
 fn refusal(error: io::Error) -> WriteError {

@@ -61,7 +61,7 @@ pub fn recover(home: &Arc<Home>, with_checkpoints: bool) -> Result<Recovered, Re
         home.report.lost(oldest, watermark..oldest.first_seq, None);
     }
     // The names too may be those of a process that died before it made them durable.
-    home.disk.sync_dir(&home.dir).map_err(|source| io_error(&home.dir, source))?;
+    home.sync_names().map_err(|source| io_error(&home.dir, source))?;
     Ok(state)
 }
 
