@@ -16,6 +16,7 @@ mod dead_letters;
 mod demo;
 mod healthcheck;
 mod http;
+mod openapi;
 mod output;
 mod problem;
 mod serve;
@@ -42,6 +43,7 @@ enum Command {
     Submit(Box<submit::Args>),
     DeadLetters(dead_letters::Args),
     Config(config::Args),
+    Openapi(openapi::Args),
     Healthcheck(healthcheck::Args),
     Completions(completions::Args),
     /// Print the version
@@ -62,6 +64,7 @@ impl Cli {
             Command::Submit(args) => submit::run(*args),
             Command::DeadLetters(args) => dead_letters::run(args),
             Command::Config(args) => config::run(args),
+            Command::Openapi(_) => openapi::run(),
             Command::Healthcheck(args) => healthcheck::run(args),
             Command::Completions(args) => completions::run(&args),
             Command::Version => Ok(output::print_line(&format!("redrive {}", env!("CARGO_PKG_VERSION")))?),

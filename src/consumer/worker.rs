@@ -111,6 +111,8 @@ pub struct Worker {
     stopping: bool,
     checkpoint_due: Instant,
     gauges_due: Instant,
+    /// Something happened since the gauges were set.
+    gauges_stale: bool,
     settled: Vec<Settled>,
 }
 
@@ -187,6 +189,7 @@ impl Worker {
             stopping: false,
             checkpoint_due: now,
             gauges_due: now,
+            gauges_stale: true,
             settled: Vec::new(),
         };
         // What is wrong with a target should be in the log before the first task needs it.
@@ -243,6 +246,7 @@ impl Worker {
             self.checkpoint_due = now + CHECKPOINT_INTERVAL;
         }
         if now >= self.gauges_due {
+            self.gauges_stale = false;
             self.set_gauges();
             self.gauges_due = now + GAUGE_INTERVAL;
         }
@@ -256,9 +260,10 @@ impl Worker {
             if window.changed {
                 wake_at = wake_at.min(self.checkpoint_due);
             }
-            if window.len() > 0 {
-                wake_at = wake_at.min(self.gauges_due);
-            }
+        }
+        // The age of the oldest task grows by itself.
+        if self.gauges_stale || self.has_work() {
+            wake_at = wake_at.min(self.gauges_due);
         }
         if !self.probing && self.has_work() {
             wake_at = self.breaker.next_probe_at().map_or(wake_at, |at| at.min(wake_at));
@@ -271,6 +276,7 @@ impl Worker {
     }
 
     fn take(&mut self, event: Event) {
+        self.gauges_stale = true;
         match event {
             Event::Read { window, reader, result } => self.take_read(window, reader, result),
             Event::ReadAgain { window, reader } => self.windows[window].reader = Some(reader),

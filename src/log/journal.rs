@@ -54,19 +54,23 @@ use self::{
     audit::DamageReport,
     budget::{Budget, Purpose},
     chain::Chain,
-    disk::{Disk, FileKind, Lock},
+    disk::{FileKind, Lock},
     frame::{Kind, Pair},
     inbox::{MAX_QUEUED_BYTES, Work},
     reader::JournalReader,
     recovery::RecoveryError,
     segment::{Aside, Home, Shape},
-    stats::JournalStats,
     table::JournalTable,
     writer::{Failure, Writer},
 };
 use super::{
     AppendError, Appended, Assigned, Assignment, Checkpoint, CommitError, Depth, Durability, Entry, Epoch, Log,
     NewRecord, Partition, Position, QueueName, ReadError, Table, TableError,
+};
+
+pub use self::{
+    disk::{Disk, RealDisk},
+    stats::JournalStats,
 };
 
 mod audit;
@@ -82,7 +86,7 @@ mod recovery;
 mod scanner;
 mod segment;
 mod shelf;
-pub mod stats;
+mod stats;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -336,6 +340,11 @@ impl Inner {
     fn queue_or_new(&self, name: &QueueName) -> Result<Arc<Writer>, String> {
         if let Some(writer) = self.queue(name) {
             return Ok(writer);
+        }
+        // It becomes a path.
+        let is_part = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        if name.target.is_empty() || !name.target.bytes().all(is_part) || !LANES.contains(&name.lane) {
+            return Err(format!("{name} cannot be the name of a queue"));
         }
         let mut queues = self.queues.write().unwrap_or_else(PoisonError::into_inner);
         if *self.closed.borrow() {

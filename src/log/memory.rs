@@ -42,7 +42,7 @@ struct State {
 #[derive(Default)]
 struct Queue {
     records: Vec<Record>,
-    epoch: Epoch,
+    epoch: u64,
     checkpoint: Option<Checkpoint>,
 }
 
@@ -54,12 +54,6 @@ impl Queue {
     fn bytes(&self) -> usize {
         let finished = usize::try_from(self.finished()).unwrap_or(usize::MAX);
         self.records.iter().skip(finished).map(Record::size).sum()
-    }
-}
-
-impl Default for Epoch {
-    fn default() -> Self {
-        Self(0)
     }
 }
 
@@ -113,8 +107,8 @@ impl Shared {
     fn assign(self: &Arc<Self>, queue: QueueName) -> Assignment {
         let mut state = self.lock();
         let kept = state.queues.entry(queue.clone()).or_default();
-        kept.epoch.0 += 1;
-        let (epoch, checkpoint, next) = (kept.epoch, kept.checkpoint.clone(), kept.finished());
+        kept.epoch += 1;
+        let (epoch, checkpoint, next) = (Epoch(kept.epoch), kept.checkpoint.clone(), kept.finished());
         let reader =
             MemoryReader { shared: self.clone(), queue: queue.clone(), next, changed: self.changed.subscribe() };
         Assignment::Assigned(Assigned {
@@ -131,7 +125,7 @@ impl Shared {
             return Err(CommitError::Closed);
         }
         match state.queues.get_mut(&partition.queue) {
-            Some(queue) if queue.epoch == epoch => {
+            Some(queue) if queue.epoch == epoch.0 => {
                 queue.checkpoint = Some(checkpoint);
                 Ok(())
             }
@@ -316,7 +310,7 @@ impl Table for MemoryTable {
     fn scan(&self, mut visit: Box<dyn FnMut(TableEntry) -> bool + Send>) -> BoxFuture<'_, Result<(), TableError>> {
         Box::pin(async move {
             let rows: Vec<TableEntry> = self.lock().by_position.iter().map(entry).collect();
-            let _ = rows.into_iter().all(|row| visit(row));
+            let _ = rows.into_iter().all(&mut *visit);
             Ok(())
         })
     }

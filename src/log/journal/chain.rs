@@ -269,8 +269,9 @@ impl Chain {
             .as_ref()
             .map_or(0, |checkpoint| (checkpoint::OVERHEAD_BYTES + checkpoint.state.len()) as u64);
         let segment_bytes = self.home.shape.segment_bytes;
+        // What was skipped is said where it was skipped: the next segment's first number would look like a loss.
         let fits = self.state.active.as_ref().is_some_and(|active| {
-            active.end == FRAMES_START || active.end + bytes + resume <= segment_bytes.max(FRAMES_START)
+            self.state.resume || active.end == FRAMES_START || active.end + bytes <= segment_bytes
         });
         if !fits {
             self.roll(purpose)?;
