@@ -22,7 +22,7 @@ pub use sidecar::Sidecar;
 pub use task::{rpush, set, simple};
 
 /// How long anything may take that happens at once on a machine with nothing else to do.
-pub const PATIENCE: Duration = Duration::from_secs(40);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Polls until there is something; fails the test with `what` when there is nothing for too long.
 pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {

@@ -8,4 +8,5 @@ mod dead_letters;
 mod harness;
 mod order;
 mod outages;
+mod secrets;
 mod stored;

@@ -35,6 +35,8 @@ struct State {
     target: u16,
     mode: Mode,
     rule: Option<Rule>,
+    /// Commands with this first argument run, and their replies are lost.
+    replies_lost: Option<String>,
     accepted: usize,
     connections: Vec<TcpStream>,
     commands: Vec<Vec<String>>,
@@ -49,6 +51,7 @@ impl Proxy {
             target,
             mode: Mode::Pass,
             rule: None,
+            replies_lost: None,
             accepted: 0,
             connections: Vec::new(),
             commands: Vec::new(),
@@ -65,6 +68,15 @@ impl Proxy {
 
     pub fn set_mode(&self, mode: Mode) {
         self.state().mode = mode;
+    }
+
+    pub fn mode(&self) -> Mode {
+        self.state().mode
+    }
+
+    /// Has commands with this first argument run, and their replies lost.
+    pub fn lose_replies_of(&self, key: &str) {
+        self.state().replies_lost = Some(key.to_owned());
     }
 
     /// Answers those commands itself for which the rule has an answer, an error without its dash (`LOADING …`).
@@ -189,6 +201,9 @@ fn fate(command: &[Vec<u8>], dead: &mut bool, state: &Mutex<State>) -> Fate {
     }
     if let Some(answer) = state.rule.as_mut().and_then(|rule| rule(command)) {
         return Fate::Answer(answer);
+    }
+    if command.get(1).is_some_and(|key| state.replies_lost.as_ref().is_some_and(|lost| lost.as_bytes() == *key)) {
+        return Fate::LoseReply;
     }
     match state.mode {
         Mode::DropReplies => Fate::LoseReply,

@@ -128,6 +128,12 @@ impl Sidecar {
         self.metric(&format!(r#"redrive_attempts_total{{class="{class}",target="default"}}"#)) as u64
     }
 
+    /// What is kept of a dead task; none while it is not dead.
+    pub fn dead_letter(&self, id: &str) -> Option<Value> {
+        let line = self.logged(&format!("Gave up task {id} ")).pop()?;
+        Some(json!({"reason": line["reason"], "code": line["error.code"], "attempts": line["attempts"]}))
+    }
+
     /// Waits until everything that was accepted is settled.
     pub fn wait_until_done(&self) {
         wait_until("everything to be settled", || self.metric("kafka_consumer_lag") == 0.0);
