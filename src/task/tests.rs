@@ -1,6 +1,7 @@
 use jiff::Timestamp;
 
 use super::*;
+use crate::commands::Class;
 
 fn rules() -> Rules {
     Rules::new(Config::default(), [Task::DEFAULT_TARGET.to_owned()])
@@ -53,7 +54,23 @@ fn what_is_wrong_is_named_by_kind_and_place() {
     check(r#"{"type":"simple","command":"SET","args":["k"]}"#, ValidationFailed, &["/args"]);
     check(r#"{"type":"simple","command":"SET","args":["k",null]}"#, ValidationFailed, &["/args/1"]);
     check(r#"{"type":"simple","command":"SET","args":["k",{}]}"#, ValidationFailed, &["/args/1"]);
-    check(r#"{"type":"simple","command":"SET","args":"k v"}"#, ValidationFailed, &["/args", "/args"]);
+    check(r#"{"type":"simple","command":"SET","args":"k v"}"#, ValidationFailed, &["/args"]);
+    check(r#"{"type":"simple","command":"SET","args":["k",true,"EX"]}"#, ValidationFailed, &["/args/1"]);
+    check(r#"{"type":"simple","command":"SET","args":["k","\ud800"]}"#, ValidationFailed, &["/args/1"]);
+    check(r#"{"type":"simple","command":7,"args":["k"]}"#, ValidationFailed, &["/command"]);
+    check(
+        r#"{"type":"simple","command":"SET","args":["aw==","?",1],"encoding":"base64"}"#,
+        ValidationFailed,
+        &["/args/2"],
+    );
+    check(
+        r#"{"type":"simple","command":"SET","args":["aw==","?"],"encoding":"base64"}"#,
+        ValidationFailed,
+        &["/args/1"],
+    );
+    check(r#"{"type":"simple","command":"SETEX","args":["k","1","v","w"]}"#, ValidationFailed, &["/args/3"]);
+    check(r#"{"type":"simple","command":"ZUNIONSTORE","args":["d","9","a"]}"#, ValidationFailed, &["/args/1"]);
+    check(r#"{"type":"simple","command":"XGROUP","args":["HELP"]}"#, CommandNotAllowed, &["/args/0"]);
     check(r#"{"type":"simple","command":"SET","args":["k","v","EX"]}"#, ValidationFailed, &["/args/2"]);
     check(r#"{"type":"simple","command":"MSET","args":["k","v","l"]}"#, ValidationFailed, &["/args/2"]);
     check(r#"{"type":"simple","command":"SET\r\nDEL","args":["k","v"]}"#, ValidationFailed, &["/command"]);
@@ -71,6 +88,12 @@ fn what_is_wrong_is_named_by_kind_and_place() {
         ValidationFailed,
         &["/commands/1/args", "/commands/2/command"],
     );
+    check(r#"{"type":"pipeline","commands":{"command":"DEL"}}"#, ValidationFailed, &["/commands"]);
+    check(
+        r#"{"type":"pipeline","commands":[null,"DEL k",{"command":"DEL","args":["k"],"a/b~":1}]}"#,
+        ValidationFailed,
+        &["/commands/0", "/commands/1", "/commands/2/a~1b~0"],
+    );
     check(r#"{"type":"lua"}"#, ValidationFailed, &["/script"]);
     check(&set(r#","script":"return 1""#), ValidationFailed, &["/script"]);
     check(&set(r#","commands":[{"command":"DEL","args":["k"]}]"#), ValidationFailed, &["/commands"]);
@@ -79,6 +102,14 @@ fn what_is_wrong_is_named_by_kind_and_place() {
     check(&set(r#","max_retries":-1"#), ValidationFailed, &["/max_retries"]);
     check(&set(r#","priority":"urgent""#), ValidationFailed, &["/priority"]);
     check(&set(r#","occurred_at":"yesterday""#), ValidationFailed, &["/occurred_at"]);
+    for time in
+        ["2026-11-25", "20261125T120000Z", "2026-11-25 12:00:00Z", "2026-11-25T12:00:00", "2026-11-25T12:00:00Z[UTC]"]
+    {
+        check(&set(&format!(r#","occurred_at":"{time}""#)), ValidationFailed, &["/occurred_at"]);
+    }
+    check(&set(r#","ordering_key":"""#), ValidationFailed, &["/ordering_key"]);
+    check(&set(&format!(r#","source":"{}""#, "s".repeat(257))), ValidationFailed, &["/source"]);
+    check(&set(&format!(r#","error":"{}""#, "e".repeat(2049))), ValidationFailed, &["/error"]);
     check(&set(r#","occurred_at":"2026-11-25T12:05:01Z""#), ValidationFailed, &["/occurred_at"]);
     check(&set(r#","target":"sessions""#), UnknownTarget, &["/target"]);
     check(&set(r#","colour":"red""#), ValidationFailed, &["/colour"]);
@@ -99,6 +130,72 @@ fn what_is_wrong_is_named_by_kind_and_place() {
     parse(&set(r#","deadline":null,"late":null,"version":null,"ttl_args":[],"written_keys":[],"id":null"#))
         .expect("null and [] are absent");
     parse(&set(r#","occurred_at":"2026-11-25T12:05:00Z""#)).expect("five minutes ahead are allowed");
+}
+
+#[test]
+fn refusals_are_bounded_and_repeat_no_contents() {
+    let fields: String = (0..100).map(|n| format!(r#","unknown-{n}":1"#)).collect();
+    let body =
+        format!(r#"{{"type":"simple","command":"SET","args":["s3cret","s3cret","s3cret"],"id":"s3 cret"{fields}}}"#);
+    let refusal = parse(&body).expect_err("refused");
+    assert_eq!(refusal.errors.len(), refusal::MAX_ERRORS);
+    assert!(!format!("{refusal:?}").contains("cret"));
+    for body in [r#""s3cret""#, r#"{"type":"s3cret"}"#, r#"{"type":"simple","command":"S3CRET"}"#, r#"{"s3cret"#] {
+        assert!(!format!("{:?}", parse(body).expect_err(body)).to_lowercase().contains("cret"), "{body}");
+    }
+    let long = format!(r#"{{"type":"simple","{}":1}}"#, "é".repeat(1000));
+    assert!(parse(&long).expect_err("refused").errors[0].pointer.len() < 100);
+}
+
+#[test]
+fn units_are_what_runs_and_fails_as_one() {
+    let check = |body: &str, expected: &[(Class, &[(&str, bool)])]| {
+        let task = parse(body).expect(body);
+        let units: Vec<_> = task.operation.units().collect();
+        assert_eq!(units.len(), expected.len(), "{body}");
+        for (unit, (class, keys)) in units.iter().zip(expected) {
+            let found: Vec<_> = unit.keys.iter().map(|key| (key.bytes, key.written)).collect();
+            let keys: Vec<_> = keys.iter().map(|(key, written)| (key.as_bytes(), *written)).collect();
+            assert_eq!((unit.class, found), (*class, keys), "{body}");
+        }
+    };
+    let commands = r#""commands":[{"command":"COPY","args":["a","b"]},{"command":"SET","args":["a","v"]}]"#;
+    let each: [(Class, &[_]); 2] =
+        [(Class::Relative, &[("a", false), ("b", true)]), (Class::Idempotent, &[("a", true)])];
+    check(&format!(r#"{{"type":"pipeline",{commands}}}"#), &each);
+    let atomic: [(Class, &[_]); 1] = [(Class::Relative, &[("a", true), ("b", true)])];
+    check(&format!(r#"{{"type":"pipeline","mode":"atomic",{commands}}}"#), &atomic);
+    check(r#"{"type":"lua","script":"return 1"}"#, &[(Class::Script, &[])]);
+    check(r#"{"type":"lua","script":"return 1","keys":["k","k"]}"#, &[(Class::Script, &[("k", true)])]);
+    let barrier = parse(r#"{"type":"lua","script":"return 1"}"#).expect("accepted");
+    assert!(barrier.operation.units().all(|unit| unit.is_barrier() && barrier.is_once(&unit)));
+    let harmless = parse(r#"{"type":"lua","script":"return 1","idempotent":true}"#).expect("accepted");
+    assert!(harmless.operation.units().all(|unit| !harmless.is_once(&unit)));
+}
+
+#[test]
+fn many_keys_come_once_each_and_in_order() {
+    let keys: Vec<_> = (0..1024).map(|n| format!(r#""{}""#, n % 700)).collect();
+    let body = format!(r#"{{"type":"simple","command":"DEL","args":[{}]}}"#, keys.join(","));
+    let task = parse(&body).expect("accepted");
+    let unit = task.operation.units().next().expect("a unit");
+    let found: Vec<_> = unit.keys.iter().map(|key| String::from_utf8_lossy(key.bytes).into_owned()).collect();
+    assert_eq!(found, (0..700).map(|n| n.to_string()).collect::<Vec<_>>());
+}
+
+#[test]
+fn ordering_key_is_the_named_one_or_the_first_key_or_the_id() {
+    let id = TaskId::parse("the-id").expect("an id");
+    let check = |body: &str, key: &str| {
+        assert_eq!(parse(body).expect(body).default_ordering_key(&id), key.as_bytes(), "{body}");
+    };
+    check(r#"{"type":"simple","command":"DEL","args":["a{b}c"],"ordering_key":"u"}"#, "u");
+    check(r#"{"type":"simple","command":"DEL","args":["a{b}{c}","d"]}"#, "b");
+    check(r#"{"type":"simple","command":"DEL","args":["a{}b{c}"]}"#, "a{}b{c}");
+    check(r#"{"type":"simple","command":"DEL","args":["a}{b"]}"#, "a}{b");
+    check(r#"{"type":"simple","command":"BITOP","args":["AND","d","s"]}"#, "d");
+    check(r#"{"type":"lua","script":"return 1","keys":["k"]}"#, "k");
+    check(r#"{"type":"lua","script":"return 1"}"#, "the-id");
 }
 
 #[test]
@@ -137,6 +234,9 @@ fn keys_outside_of_the_prefixes_are_refused_wherever_they_stand() {
     check(r#"{"type":"simple","command":"MSET","args":["app:1","v","other","v"]}"#, &["/args/2"]);
     check(r#"{"type":"simple","command":"ZUNIONSTORE","args":["app:d","2","app:a","b"]}"#, &["/args/3"]);
     check(r#"{"type":"simple","command":"SORT","args":["app:k","STORE","d"]}"#, &["/args/2"]);
+    // What SORT reads by pattern is of other keys too.
+    let patterns = r#""BY","app:w_*","GET","o_*","STORE","app:d""#;
+    check(&format!(r#"{{"type":"simple","command":"SORT","args":["app:k",{patterns}]}}"#), &["/args/4"]);
     check(r#"{"type":"lua","script":"return 1","keys":["app:1","x"]}"#, &["/keys/1"]);
 }
 

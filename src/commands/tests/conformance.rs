@@ -160,6 +160,7 @@ fn for_each_command(mut check: impl FnMut(&mut Server, &str, &[Vec<u8>])) {
 
 #[test]
 fn keys_and_written_flags_are_those_of_the_server() {
+    let mut misread = 0;
     for_each_command(|server, name, args| {
         let effects = lookup(name.as_bytes()).expect("accepted").effects(&borrowed(args));
         let effects = effects.unwrap_or_else(|fault| panic!("{name} {}: {fault:?}", shown(args)));
@@ -176,20 +177,33 @@ fn keys_and_written_flags_are_those_of_the_server() {
         }
         assert!(!answer.is_error(), "{name} {}: {answer:?}", shown(args));
         let theirs: Vec<_> = answer.list().iter().map(key_and_written).collect();
-        if is_taken_for_an_option(name, &ours) {
-            // Asked for the keys, the server searches for the word and so takes the key itself for the option. When it
-            // executes the command it reads the options in turn, as we do.
-            assert_eq!(ours[0], theirs[0], "{name} {}", shown(args));
+        if is_named_like_an_option(name, &ours) {
+            misread += usize::from(ours != theirs);
         } else {
             assert_eq!(ours, theirs, "{name} {}", shown(args));
         }
     });
+    assert!(misread > 0, "the server reads these rightly by now; the exception can go");
 }
 
-/// Whether a SORT or GEORADIUS stores to a key that is called like the option that stores.
-fn is_taken_for_an_option(name: &str, keys: &[(Vec<u8>, bool)]) -> bool {
-    let is_option = |key: &[u8]| key.eq_ignore_ascii_case(b"STORE") || key.eq_ignore_ascii_case(b"STOREDIST");
-    (name == "SORT" || name.starts_with("GEORADIUS")) && keys.iter().any(|(key, written)| *written && is_option(key))
+/// The server's rules look for the words STORE and STOREDIST wherever they are, so that they take a destination of
+/// that name for an option and what follows for a key. The commands themselves do not: the next test.
+fn is_named_like_an_option(name: &str, keys: &[(Vec<u8>, bool)]) -> bool {
+    let like = |key: &[u8]| key.eq_ignore_ascii_case(b"STORE") || key.eq_ignore_ascii_case(b"STOREDIST");
+    let last = keys.last();
+    ["SORT", "GEORADIUS", "GEORADIUSBYMEMBER"].contains(&name) && last.is_some_and(|(key, _)| like(key))
+}
+
+#[test]
+fn a_destination_named_like_an_option_is_the_key_that_is_written() {
+    let mut server = Server::start();
+    for line in ["SORT l1 STORE STORE DESC", "GEORADIUS g0 10 20 900 km STORE STORE ASC"] {
+        populate(&mut server);
+        server.say("DEL STORE");
+        assert!(server.say(line).int() > 0, "{line}");
+        assert_eq!(server.say("EXISTS STORE"), Reply::Int(1), "{line}");
+        assert_eq!(server.say("EXISTS DESC ASC"), Reply::Int(0), "{line}");
+    }
 }
 
 fn key_and_written(reply: &Reply) -> (Vec<u8>, bool) {
