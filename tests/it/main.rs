@@ -5,7 +5,9 @@
 mod architecture;
 mod dead_letters;
 mod harness;
+mod memory;
 mod order;
 mod outages;
 mod secrets;
+mod status;
 mod stored;

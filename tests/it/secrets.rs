@@ -9,7 +9,7 @@ const CANARY: &str = "canary5309";
 /// In the password of the URL, and of the wrong URL.
 const PASSWORD: &str = "hunter5309";
 /// In the token of the admin API.
-const TOKEN: &str = "token5309";
+const TOKEN: &str = "token5309-token5309";
 
 /// Sends a task, which may be refused, with an id of its own.
 fn post(sidecar: &Sidecar, answers: &mut Vec<Answer>, mut task: Value) {
@@ -50,14 +50,20 @@ fn nothing_that_a_task_holds_comes_out() {
     post(&sidecar, &mut answers, simple("", "INCRBY", &[&format!("n:{CANARY}"), CANARY]));
     post(&sidecar, &mut answers, simple("", "ZADD", &[&format!("z:{CANARY}"), CANARY, &value]));
     post(&sidecar, &mut answers, simple("", "SET", &[&key, &value, CANARY]));
-    post(&sidecar, &mut answers, json!({"type": "lua", "script": format!("return redis.call('{CANARY}', KEYS[1])"), "keys": [key]}));
     post(
         &sidecar,
+        &mut answers,
+        json!({"type": "lua", "script": format!("return redis.call('{CANARY}', KEYS[1])"), "keys": [key]}),
+    );
+    post(
+        &sidecar,
+        &mut answers,
         json!({"type": "lua", "script": format!("error(ARGV[1]) -- {CANARY}"), "keys": [key], "args": [value]}),
     );
     post(&sidecar, &mut answers, json!({"type": "lua", "script": format!("syntax error {CANARY}"), "keys": [key]}));
     post(
         &sidecar,
+        &mut answers,
         json!({"type": "pipeline", "mode": "atomic", "commands": [
         {"command": "RPUSH", "args": [key, value]}, {"command": "SET", "args": [key, value]}]}),
     );
@@ -66,14 +72,25 @@ fn nothing_that_a_task_holds_comes_out() {
     post(&sidecar, &mut answers, simple("", "GET", &[&key]));
     post(&sidecar, &mut answers, json!({"type": "simple", "command": "SET", "args": [key, null, {"a": CANARY}]}));
     post(&sidecar, &mut answers, json!({"type": "simple", "command": "SET", "args": [value], "max_retries": CANARY}));
-    post(&sidecar, &mut answers, json!({"type": "simple", "command": "SET", "args": [CANARY, CANARY], "encoding": "base64"}));
-    post(&sidecar, &mut answers, json!({"type": "simple", "command": "SET", "args": [key, value], "occurred_at": CANARY}));
+    post(
+        &sidecar,
+        &mut answers,
+        json!({"type": "simple", "command": "SET", "args": [CANARY, CANARY], "encoding": "base64"}),
+    );
+    post(
+        &sidecar,
+        &mut answers,
+        json!({"type": "simple", "command": "SET", "args": [key, value], "occurred_at": CANARY}),
+    );
     wait_until("the good and the dead ones to be settled", || {
         sidecar.settled("applied") >= 1 && sidecar.metric("kafka_consumer_lag") <= 1.0
     });
     // Outages of every kind, and what is held by them.
     for mode in [Mode::BlackHole, Mode::DropReplies, Mode::Refuse] {
         proxy.set_mode(mode);
+        if mode == Mode::Refuse {
+            proxy.cut();
+        }
         post(&sidecar, &mut answers, set("", &key, &value));
         wait_until("the outage to be noticed", || sidecar.metric(r#"redrive_breaker_state{target="default"}"#) == 2.0);
         answers.push(sidecar.ops("/metrics"));
