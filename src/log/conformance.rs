@@ -1,7 +1,7 @@
 //! What every [`Log`](super::Log) must do, whatever is behind it. `suite!(open)` runs all of it as tests of the module
 //! that says so; `open` makes an empty log and something to keep alive beside it.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
@@ -298,10 +298,4 @@ pub(crate) async fn closed_log_takes_nothing_and_ends_its_readers(log: &dyn Log)
     assert!(stream.next().await.is_none());
     assert!(matches!(log.table("more"), Err(TableError::Closed)));
     drop(table);
-}
-
-/// `Log` must be usable behind a pointer, by many at once.
-#[allow(dead_code)]
-fn is_object_safe(log: Arc<dyn Log>) -> impl Future + Send {
-    async move { log.append(&queue("normal"), record("a")).await.is_ok() }
 }

@@ -130,7 +130,8 @@ impl JournalConfig {
     /// The segments of a target's lanes that are kept in any case, two for each, leave half of its share free.
     fn shape(&self) -> Shape {
         let targets = self.targets.len().max(1) as u64;
-        let max_step = (self.max_bytes / 64).clamp(4 << 10, 16 << 20);
+        // Longer steps were measured to gain nothing, and on a slow disk the commit that fills one waits for it.
+        let max_step = (self.max_bytes / 64).clamp(4 << 10, 1 << 20);
         Shape {
             segment_bytes: self.segment_bytes.min(self.max_bytes / (32 * targets)).max(16 << 10),
             first_step: max_step.min(256 << 10),
@@ -397,6 +398,7 @@ impl Inner {
     async fn assign(&self, queue: QueueName) -> Option<Assignment> {
         let writer = match self.queue_or_new(&queue) {
             Ok(writer) => writer,
+            Err(_) if *self.closed.borrow() => return None,
             Err(reason) => {
                 tracing::error!(%queue, reason, "Queue {queue} cannot be consumed");
                 return None;

@@ -30,7 +30,7 @@ pub(in crate::api) struct TaskDocument {
     /// Of a `lua` task: KEYS.
     #[schema(nullable = false, max_items = 1024)]
     keys: Option<Vec<String>>,
-    /// How `args` and `keys` are written. `base64` is for values that are not text.
+    /// How all arguments and keys are written. Default: as text; `base64` is for those that are none.
     #[schema(nullable = false)]
     encoding: Option<Encoding>,
     /// Running the operation twice is harmless. Default: decided by the command.
@@ -109,12 +109,11 @@ enum PipelineMode {
     Atomic,
 }
 
-/// How arguments are written.
+/// How arguments and keys are written.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 #[expect(dead_code, reason = "documentation only")]
 enum Encoding {
-    Utf8,
     Base64,
 }
 

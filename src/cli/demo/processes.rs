@@ -154,7 +154,7 @@ impl Sidecar {
             .args(["--ops-listen", &format!("127.0.0.1:{}", self.ops_port)])
             .args(["--redis-url", &self.redis_url])
             // A temporary directory may be memory, which is enough for kill -9.
-            .args(["--journal-allow-volatile", "true", "--journal-min-free-bytes", "0", "--data-dir"])
+            .args(["--journal-allow-volatile", "--journal-min-free-bytes", "0", "--data-dir"])
             .arg(self.dir.join("data"))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

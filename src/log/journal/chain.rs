@@ -317,10 +317,9 @@ impl Chain {
     /// Starts the next segment.
     fn roll(&mut self, purpose: Purpose) -> Result<(), WriteError> {
         let log_id = self.make_home()?;
-        let mut nonce = [0; 16];
-        fastrand::fill(&mut nonce);
         let last = self.state.segments.back().map_or(0, |(segment, _)| segment.ordinal);
-        let mut header = SegmentHeader { log_id, nonce, ordinal: last + 1, first_seq: self.state.next_seq };
+        let mut header =
+            SegmentHeader { log_id, nonce: random_id(), ordinal: last + 1, first_seq: self.state.next_seq };
         if !self.home.account.take(FRAMES_START, purpose) {
             return Err(WriteError::Full);
         }
@@ -375,8 +374,7 @@ impl Chain {
             return Ok(log_id);
         }
         let (disk, dir) = (&*self.home.disk, &self.home.dir);
-        let mut log_id = [0; 16];
-        fastrand::fill(&mut log_id);
+        let log_id = random_id();
         let made = make_dirs(disk, dir).and_then(|()| write_meta(&self.home, log_id));
         made.map_err(|error| match error {
             // Nothing was stored: the next write tries again.
@@ -425,6 +423,13 @@ impl Chain {
     fn has(&self, bug: super::tests::model::Bug) -> bool {
         self.home.bug == Some(bug)
     }
+}
+
+/// Random enough to be unlike any other; not a secret.
+pub fn random_id() -> [u8; 16] {
+    let mut id = [0; 16];
+    fastrand::fill(&mut id);
+    id
 }
 
 /// Writes the file that says which log the segments of a directory belong to: a segment's header that stands alone.

@@ -1,6 +1,7 @@
 //! The crash model: a journal on a simulated disk does what chance says, dies in the middle of it, and must after
 //! any number of crashes hold every acknowledged record, nothing that was not appended, in order, and a checkpoint
-//! that is not older than the last durable one. `REDRIVE_CRASH_CASES` sets how many cases are tried.
+//! that is not older than the last durable one. `REDRIVE_CRASH_CASES` sets how many cases are tried, and
+//! `REDRIVE_CRASH_SEED` the seed of the first, to repeat what was found.
 //!
 //! That the model would notice is shown by planting bugs: it must find each.
 
