@@ -69,17 +69,29 @@ pub struct Trouble {
     pub dead: Vec<(u32, Failure, ReasonClass)>,
 }
 
-/// Where the task's dead letter is.
+/// Where the task's dead letter is. `outdated`: a unit came to its end after the letter was written down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Letter {
     None,
-    /// Being written. `outdated`: another unit died meanwhile.
     Writing {
         outdated: bool,
     },
     /// Could not be written: tried again when the pause is over.
     Failed,
-    Written,
+    Written {
+        outdated: bool,
+    },
+}
+
+impl Letter {
+    /// A unit came to its end, which a letter must say.
+    pub fn outdate(&mut self) {
+        match self {
+            Self::Writing { outdated } | Self::Written { outdated } => *outdated = true,
+            // Whatever is written later says it.
+            Self::None | Self::Failed => {}
+        }
+    }
 }
 
 impl Entry {

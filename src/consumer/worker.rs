@@ -429,8 +429,13 @@ impl Worker {
         if !earlier.units.is_empty() || !earlier.attempts.is_empty() {
             window.note(slot);
         }
-        if window.entry(slot).open == 0 {
-            self.settle(number, slot);
+        let entry = window.entry_mut(slot);
+        if entry.is_dead() {
+            // Written by the last process, which may have ended before it could say how the other units did.
+            entry.letter = Letter::Written { outdated: true };
+        }
+        if entry.open == 0 {
+            self.finish(number, slot, now);
         }
     }
 
@@ -694,11 +699,23 @@ impl Worker {
         window.schedule.finish(sent.node);
         let entry = window.entry_mut(sent.unit.task);
         entry.units[sent.unit.unit as usize].end = Some(End::Applied);
+        entry.letter.outdate();
         entry.open -= 1;
         if entry.open == 0 {
-            self.settle_at(sent.window, sent.unit.task, today);
+            self.finish(sent.window, sent.unit.task, today);
         } else {
             window.note(sent.unit.task);
+        }
+    }
+
+    /// All units of a task have ended. Its dead letter must say how all of them did: whoever sends the task again
+    /// goes by that.
+    fn finish(&mut self, number: usize, task: TaskSlot, today: Timestamp) {
+        match self.windows[number].entry(task).letter {
+            Letter::Written { outdated: true } => self.write_letter(number, task),
+            Letter::Written { outdated: false } | Letter::None => self.settle_at(number, task, today),
+            // Settled when the letter is stored.
+            Letter::Writing { .. } | Letter::Failed => {}
         }
     }
 
@@ -845,7 +862,7 @@ impl Worker {
         match &mut entry.letter {
             Letter::Writing { outdated } => *outdated = true,
             Letter::Failed => {}
-            Letter::None | Letter::Written => self.write_letter(number, unit.task),
+            Letter::None | Letter::Written { .. } => self.write_letter(number, unit.task),
         }
     }
 
@@ -881,11 +898,11 @@ impl Worker {
             return;
         }
         if entry.letter == (Letter::Writing { outdated: true }) {
-            // What died meanwhile is not in the letter yet.
+            // What ended meanwhile is not in the letter yet.
             self.write_letter(number, task);
             return;
         }
-        entry.letter = Letter::Written;
+        entry.letter = Letter::Written { outdated: false };
         let mut nodes = Vec::new();
         for unit in entry.units.iter_mut().filter(|unit| unit.end == Some(End::Dying)) {
             unit.end = Some(End::Dead);

@@ -38,14 +38,19 @@ fn lua(id: &str, script: &str, keys: &[&str], args: &[&str]) -> Value {
 
 /// A dead task, everywhere where a person may look for it.
 fn check_dead(sidecar: &Sidecar, id: &str, reason: &str, code: &str, attempts: u64) -> Value {
-    let letter = wait_for(&format!("the dead letter of {id}"), || sidecar.dead_letter(id));
+    let line = sidecar.wait_for_log(&format!("Gave up task {id} "));
+    let letter = sidecar.dead_letter(id).expect("the letter is there before the task is called dead");
     assert_eq!(letter["reason"], reason, "{letter}");
     assert_eq!(letter["code"], code, "{letter}");
     assert_eq!(letter["attempts"], attempts, "{letter}");
-    let line = sidecar.wait_for_log(&format!("Gave up task {id} "));
     assert_eq!(line["level"], "WARN");
     assert_eq!(line["task.id"], id);
     assert_eq!(line["reason"], reason);
+    let list = sidecar.ops("/admin/v1/dead-letters?limit=500").json();
+    let listed = list["items"].as_array().expect("a list has items").iter().find(|letter| letter["id"] == id);
+    assert_eq!(listed.expect("it is listed")["reason"], reason);
+    let status = sidecar.get(id).json();
+    assert_eq!((&status["status"], &status["outcome"]), (&json!("settled"), &json!("dead")));
     letter
 }
 
@@ -54,14 +59,36 @@ fn wrong_type_is_dead_at_once_and_its_key_goes_on() {
     let redis = Redis::start(&[]);
     redis.cli(&["SET", "text", "1"]);
     let sidecar = Sidecar::start(&redis.url(), &QUICK);
-    sidecar.post(&rpush("poison", "text"));
+    let mut task = rpush("poison", "text");
+    task["source"] = "orders".into();
+    task["trace_id"] = "trace-7".into();
+    sidecar.post(&task);
     sidecar.post(&simple("after", "APPEND", &["text", "2"]));
     redis.wait_for_value("text", "12");
-    check_dead(&sidecar, "poison", "wrong-type", "WRONGTYPE", 1);
+    let letter = check_dead(&sidecar, "poison", "wrong-type", "WRONGTYPE", 1);
+    assert_eq!(letter["task"], task, "a person must be able to send it again");
+    assert_eq!((&letter["source"], &letter["trace_id"]), (&json!("orders"), &json!("trace-7")));
     sidecar.wait_until_done();
     assert_eq!((sidecar.settled("dead"), sidecar.settled("applied")), (1, 1));
     assert_eq!(sidecar.metric(r#"redrive_dead_letters{target="default"}"#), 1.0);
     assert_eq!(sidecar.attempts("dead"), 1);
+}
+
+#[test]
+fn dead_letters_survive_a_kill() {
+    let redis = Redis::start(&[]);
+    redis.cli(&["SET", "text", "1"]);
+    let mut sidecar = Sidecar::start(&redis.url(), &QUICK);
+    for number in 0..20 {
+        sidecar.post(&rpush(&format!("poison-{number}"), "text"));
+    }
+    sidecar.wait_until_done();
+    sidecar.kill9();
+    sidecar.restart();
+    for number in 0..20 {
+        let letter = sidecar.dead_letter(&format!("poison-{number}")).expect("it is kept");
+        assert_eq!(letter["reason"], "wrong-type");
+    }
 }
 
 #[test]
@@ -130,9 +157,34 @@ fn each_is_dead_if_one_of_its_commands_is_and_the_others_are_made() {
     redis.cli(&["SET", "text", "1"]);
     let sidecar = Sidecar::start(&redis.url(), &QUICK);
     sidecar.post(&each("row", &[&["SET", "a", "1"], &["RPUSH", "text", "2"], &["SET", "c", "3"]]));
-    check_dead(&sidecar, "row", "wrong-type", "WRONGTYPE", 1);
+    let letter = check_dead(&sidecar, "row", "wrong-type", "WRONGTYPE", 1);
+    let outcomes: Vec<_> = (0..3).map(|unit| letter["units"][unit]["outcome"].clone()).collect();
+    assert_eq!(outcomes, ["applied", "wrong-type", "applied"]);
     assert_eq!((redis.get("a"), redis.get("c")), ("1".to_owned(), "3".to_owned()));
     assert_eq!((sidecar.settled("dead"), sidecar.settled("applied")), (1, 0));
+}
+
+#[test]
+fn dead_letter_says_how_the_other_commands_ended_also_those_that_ended_later() {
+    let redis = Redis::start(&[]);
+    redis.cli(&["SET", "text", "1"]);
+    let proxy = Proxy::start(redis.port());
+    refuse_key(&proxy, "later");
+    let mut sidecar = Sidecar::start(&proxy.url(), &QUICK);
+    let mut task = each("row", &[&["SET", "later", "1"], &["RPUSH", "text", "2"]]);
+    task["max_retries"] = 20.into();
+    sidecar.post(&task);
+    let outcome =
+        |sidecar: &Sidecar| wait_for("the dead letter", || sidecar.dead_letter("row"))["units"][0]["outcome"].clone();
+    assert_eq!(outcome(&sidecar), "unfinished");
+    assert_eq!(sidecar.term().code(), Some(0));
+    sidecar.restart();
+    proxy.answer_nothing();
+    sidecar.wait_until_done();
+    assert_eq!(outcome(&sidecar), "applied");
+    assert_eq!(sidecar.settled("dead"), 1);
+    // The dead one was not tried again.
+    assert_eq!(proxy.count("RPUSH", "text"), 1);
 }
 
 #[test]

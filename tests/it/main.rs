@@ -3,10 +3,12 @@
 #![expect(clippy::print_stderr, reason = "the logs of a sidecar are shown beside the failure of its test")]
 
 mod architecture;
-mod demo;
 mod dead_letters;
+mod demo;
 mod harness;
+mod memory;
 mod order;
 mod outages;
 mod secrets;
+mod status;
 mod stored;

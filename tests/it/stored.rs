@@ -26,7 +26,7 @@ struct Journal {
 fn client(number: usize, address: &Mutex<Option<Address>>, stop: &AtomicBool, journal: &Mutex<Journal>) {
     let mut next = 0;
     while !stop.load(Ordering::Relaxed) {
-        let ids: Vec<String> = (next..next + 1).map(|task| format!("c{number}-{task}")).collect();
+        let ids: Vec<String> = (next..next + 1 + number * 3).map(|task| format!("c{number}-{task}")).collect();
         next += ids.len();
         let tasks: Vec<Value> = ids.iter().map(|id| rpush(id, &format!("log:{number}"))).collect();
         journal.lock().expect("no client panics").sent.extend(ids.iter().cloned());

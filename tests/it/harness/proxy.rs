@@ -100,11 +100,6 @@ impl Proxy {
         self.state().accepted
     }
 
-    /// Commands that came in so far, with their arguments, answered by a rule or not.
-    pub fn commands(&self) -> Vec<Vec<String>> {
-        self.state().commands.clone()
-    }
-
     /// How many commands of that name came in with that first argument.
     pub fn count(&self, name: &str, key: &str) -> usize {
         let is_it = |command: &&Vec<String>| {

@@ -156,7 +156,8 @@ fn comes_up(port: u16, child: &mut Child) -> bool {
         if child.try_wait().expect("the child is ours to wait for").is_some() {
             return false;
         }
-        if command(port, &["PING"], PATIENCE).is_ok_and(|reply| !matches!(reply, Reply::Error(_))) {
+        // One that asks for a password is up, and one that loads its data is not.
+        if command(port, &["PING"], PATIENCE).is_ok_and(|reply| !reply.text().starts_with("LOADING")) {
             return true;
         }
         std::thread::sleep(Duration::from_millis(5));

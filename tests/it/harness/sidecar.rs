@@ -130,8 +130,9 @@ impl Sidecar {
 
     /// What is kept of a dead task; none while it is not dead.
     pub fn dead_letter(&self, id: &str) -> Option<Value> {
-        let line = self.logged(&format!("Gave up task {id} ")).pop()?;
-        Some(json!({"reason": line["reason"], "code": line["error.code"], "attempts": line["attempts"]}))
+        let answer = self.ops(&format!("/admin/v1/dead-letters/{id}"));
+        assert!(matches!(answer.status, 200 | 404), "{}: {}", answer.status, answer.body);
+        (answer.status == 200).then(|| answer.json())
     }
 
     /// Waits until everything that was accepted is settled.
@@ -160,10 +161,6 @@ impl Sidecar {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the status says VmRSS");
         let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("VmRSS is a number of kB");
         kib * 1024
-    }
-
-    pub fn data_dir(&self) -> &std::path::Path {
-        self.data_dir.path()
     }
 
     /// Both listeners say where they are; the ops plane is the last to do so.
