@@ -45,7 +45,7 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// List dead letters, oldest first
+    /// List dead letters, newest first
     List {
         /// The most to list
         #[arg(long, value_name = "NUMBER", default_value_t = 50)]
