@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::{
-    harness::{Proxy, Redis, Sidecar, rpush, set, simple, wait_until},
-    stored::first_occurrences,
-};
+use crate::harness::{Proxy, Redis, Sidecar, first_occurrences, rpush, set, simple, wait_until};
 
 const KEYS: usize = 5;
 const PER_KEY: usize = 40;
@@ -15,14 +12,10 @@ const PER_KEY: usize = 40;
 /// The backoff of tests.
 const QUICK: [&str; 4] = ["--retry-base", "20ms", "--retry-cap", "100ms"];
 
-fn number_of(id: &str) -> u64 {
-    id.rsplit_once('-').expect("ids have a dash").1.parse().expect("and a number")
-}
-
 /// Each key is written in the order of acceptance, and its log shows it.
 fn check(redis: &Redis) {
     for key in 0..KEYS {
-        let firsts = first_occurrences(&redis.list(&format!("log:{key}")), number_of);
+        let firsts = first_occurrences(&redis.list(&format!("log:{key}")));
         assert_eq!(firsts, (0..PER_KEY as u64).collect::<Vec<_>>(), "log:{key}");
         assert_eq!(redis.get(&format!("last:{key}")), (PER_KEY - 1).to_string());
     }

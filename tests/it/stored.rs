@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::harness::{Redis, Sidecar, rpush, set, sidecar::Address, simple, wait_until};
+use crate::harness::{Redis, Sidecar, first_occurrences, rpush, set, sidecar::Address, simple, wait_until};
 
 const ROUNDS: usize = 50;
 
@@ -91,16 +91,9 @@ fn acknowledged_tasks_survive_fifty_kills() {
     assert!(invented.is_empty(), "never sent: {invented:?}");
     for client in 0..3 {
         let log = redis.list(&format!("log:{client}"));
-        let firsts =
-            first_occurrences(&log, |id| id.split_once('-').expect("ids have a dash").1.parse().expect("and a number"));
+        let firsts = first_occurrences(&log);
         assert!(firsts.is_sorted(), "out of order: {firsts:?}");
     }
-}
-
-/// The numbers of a log in the order in which each appeared first.
-pub fn first_occurrences(log: &[String], number: impl Fn(&str) -> u64) -> Vec<u64> {
-    let mut seen = BTreeSet::new();
-    log.iter().map(|id| number(id)).filter(|number| seen.insert(*number)).collect()
 }
 
 #[test]
