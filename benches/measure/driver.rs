@@ -184,6 +184,7 @@ pub enum Until {
 pub async fn closed_loop(
     address: SocketAddr,
     connections: usize,
+    shape: Shape,
     first: u32,
     until: Until,
 ) -> io::Result<Ran> {
