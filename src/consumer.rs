@@ -24,6 +24,7 @@ use crate::{
 mod checkpoint;
 mod entry;
 mod letter;
+mod prepared;
 mod schedule;
 mod window;
 mod worker;

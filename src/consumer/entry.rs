@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{checkpoint::UnitEnd, schedule::UnitId};
+use super::{checkpoint::UnitEnd, prepared::Prepared, schedule::UnitId};
 use crate::{
     queue::Envelope,
     retry::{Executed, Failure, FailureClass, ReasonClass},
@@ -23,6 +23,8 @@ pub struct UnitRef {
 pub struct Entry {
     pub offset: u64,
     pub envelope: Envelope,
+    /// None: its bytes are parsed again when it is sent.
+    pub prepared: Option<Prepared>,
     pub max_retries: u8,
     pub units: Vec<Unit>,
     /// Units that are not done.
@@ -103,6 +105,7 @@ impl Entry {
         PER_TASK
             + units * PER_UNIT
             + self.envelope.value.len()
+            + self.prepared.as_ref().map_or(0, Prepared::size)
             + self.envelope.id.as_str().len()
             + self.envelope.traceparent.as_ref().map_or(0, |traceparent| traceparent.len())
     }

@@ -26,6 +26,7 @@ use super::{
     checkpoint::UnitEnd,
     entry::{End, Entry, Letter, TaskSlot, Unit, UnitRef, remembered_failure},
     letter,
+    prepared::Prepared,
     schedule::{Keys, UnitId, UnitState},
     window::{Budget, Window},
 };
@@ -392,6 +393,7 @@ impl Worker {
             keys: units.iter().map(|(keys, _)| keys.len()).sum(),
             trouble: None,
             letter: Letter::None,
+            prepared: Prepared::of(&task, &value),
             envelope,
         };
         let window = &mut self.windows[number];
@@ -443,6 +445,7 @@ impl Worker {
         let mut entry = Entry {
             offset,
             envelope,
+            prepared: None,
             max_retries: 0,
             units: Vec::new(),
             open: 0,
@@ -590,13 +593,22 @@ impl Worker {
         sent: &mut Vec<Sent>,
         now: Instant,
     ) {
-        let window = &self.windows[number];
-        let entry = window.entry(unit.task);
-        let value = entry.envelope.value.clone();
+        let entry = self.windows[number].entry(unit.task);
         let refused = entry.units[unit.unit as usize].refused;
-        let task = Task::parse(&value, &self.rules, entry.envelope.accepted_at)
-            .expect("the same bytes were parsed by the same rules when they were read");
-        let command = command_of(&task.operation, unit.unit);
+        let value = &entry.envelope.value;
+        let parsed = match &entry.prepared {
+            Some(_) => None,
+            None => Some(
+                Task::parse(value, &self.rules, entry.envelope.accepted_at)
+                    .expect("the same bytes were parsed by the same rules when they were read"),
+            ),
+        };
+        let sendable = match (&entry.prepared, &parsed) {
+            (Some(prepared), _) => Sendable::Prepared(prepared),
+            (None, Some(task)) => Sendable::Parsed(&task.operation, unit.unit),
+            (None, None) => unreachable!("what is not prepared was parsed just above"),
+        };
+        let command = sendable.command();
         match self.holds.may_send(command, now) {
             Sending::Free if refused => return self.condemn(number, node, unit),
             Sending::Free | Sending::Probe => {}
@@ -605,22 +617,9 @@ impl Worker {
                 return self.park(number, node, unit, command);
             }
         }
+        sendable.push(value, batch);
         if refused {
             self.windows[number].entry_mut(unit.task).units[unit.unit as usize].refused = false;
-        }
-        match &task.operation {
-            Operation::Simple(command) => push_command(batch, command),
-            Operation::Pipeline { mode: Mode::Each, commands } => push_command(batch, &commands[unit.unit as usize]),
-            Operation::Pipeline { mode: Mode::Atomic, commands } => {
-                batch.push_atomic(
-                    commands.iter().map(|command| (command.spec.name, command.args.iter().map(AsRef::as_ref))),
-                );
-            }
-            Operation::Lua(script) => batch.push_script(
-                script.source.as_bytes(),
-                script.keys.iter().map(AsRef::as_ref),
-                script.args.iter().map(AsRef::as_ref),
-            ),
         }
         sent.push(Sent { window: number, node, unit, command, on_trial: false });
     }
@@ -1209,18 +1208,49 @@ struct Counts {
     in_flight: u64,
 }
 
-fn push_command(batch: &mut Batch, command: &Command<'_>) {
-    batch.push_command(command.spec.name, command.args.iter().map(AsRef::as_ref));
+/// A unit's commands.
+enum Sendable<'e, 'a> {
+    Prepared(&'e Prepared),
+    /// Which unit of the operation.
+    Parsed(&'e Operation<'a>, u32),
 }
 
-/// The name by which a unit's command is held.
-fn command_of(operation: &Operation<'_>, unit: u32) -> &'static str {
-    match operation {
-        Operation::Simple(command) => command.spec.name,
-        Operation::Pipeline { mode: Mode::Each, commands } => commands[unit as usize].spec.name,
-        Operation::Pipeline { mode: Mode::Atomic, .. } => "MULTI",
-        Operation::Lua(_) => "EVAL",
+impl Sendable<'_, '_> {
+    /// The name by which the unit's command is held.
+    fn command(&self) -> &'static str {
+        match self {
+            Self::Prepared(prepared) => prepared.command,
+            Self::Parsed(Operation::Simple(command), _) => command.spec.name,
+            Self::Parsed(Operation::Pipeline { mode: Mode::Each, commands }, unit) => {
+                commands[*unit as usize].spec.name
+            }
+            Self::Parsed(Operation::Pipeline { mode: Mode::Atomic, .. }, _) => "MULTI",
+            Self::Parsed(Operation::Lua(_), _) => "EVAL",
+        }
     }
+
+    /// `value` is what the task was parsed from.
+    fn push(&self, value: &[u8], batch: &mut Batch) {
+        match self {
+            Self::Prepared(prepared) => batch.push_command(prepared.command, prepared.args(value)),
+            Self::Parsed(Operation::Simple(command), _) => push_command(batch, command),
+            Self::Parsed(Operation::Pipeline { mode: Mode::Each, commands }, unit) => {
+                push_command(batch, &commands[*unit as usize]);
+            }
+            Self::Parsed(Operation::Pipeline { mode: Mode::Atomic, commands }, _) => batch.push_atomic(
+                commands.iter().map(|command| (command.spec.name, command.args.iter().map(AsRef::as_ref))),
+            ),
+            Self::Parsed(Operation::Lua(script), _) => batch.push_script(
+                script.source.as_bytes(),
+                script.keys.iter().map(AsRef::as_ref),
+                script.args.iter().map(AsRef::as_ref),
+            ),
+        }
+    }
+}
+
+fn push_command(batch: &mut Batch, command: &Command<'_>) {
+    batch.push_command(command.spec.name, command.args.iter().map(AsRef::as_ref));
 }
 
 fn attempt_class(class: FailureClass) -> usize {

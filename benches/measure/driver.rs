@@ -1,0 +1,288 @@
+//! Sends tasks over HTTP/1.1 and notes which were answered 202. Raw sockets on one thread, so that the driver takes as
+//! little as possible of the machine that it measures.
+//!
+//! Closed loop: each connection sends the next request when it has the last one's answer; for capacity. Open loop:
+//! requests have times at which they are due, and latency counts from those; for latency, because a closed loop waits
+//! with a server that stalls and does not see it.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use hdrhistogram::Histogram;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+};
+
+/// Where a task's number stands in a template.
+const PLACE: &str = "#########";
+
+/// The key that the task of this number writes.
+pub fn key(number: u32) -> String {
+    format!("bench:{number:09}")
+}
+
+/// What is sent: single tasks, or batches of so many.
+#[derive(Clone, Copy, Debug)]
+pub enum Shape {
+    Single,
+    Batch(u32),
+}
+
+impl Shape {
+    fn tasks(self) -> u32 {
+        match self {
+            Self::Single => 1,
+            Self::Batch(tasks) => tasks,
+        }
+    }
+}
+
+/// A body of about 300 bytes, as services send it: a SET of 100 bytes with an id and context.
+fn task_template() -> String {
+    let value = "v".repeat(100);
+    format!(
+        r#"{{"type":"simple","id":"bench-{PLACE}","command":"SET","args":["bench:{PLACE}","{value}"],"source":"checkout","user_uuid":"7f9c24e8-3b12-4fef-91e0-57cb9c7b1e55","error":"dial tcp 10.0.0.7:6379: i/o timeout"}}"#
+    )
+}
+
+/// A request with places for numbers.
+struct Template {
+    bytes: Vec<u8>,
+    places: Vec<usize>,
+}
+
+impl Template {
+    fn new(address: SocketAddr, shape: Shape) -> Self {
+        let task = task_template();
+        let (path, body) = match shape {
+            Shape::Single => ("/tasks", task),
+            Shape::Batch(tasks) => {
+                ("/tasks/batch", format!(r#"{{"tasks":[{}]}}"#, vec![task; tasks as usize].join(",")))
+            }
+        };
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let places = request.match_indices(PLACE).map(|(at, _)| at).collect();
+        Self { bytes: request.into_bytes(), places }
+    }
+
+    /// Writes the numbers from `first` on into the request; each task has two places.
+    fn fill(&mut self, first: u32) {
+        for (index, place) in self.places.iter().enumerate() {
+            let mut rest = first + index as u32 / 2;
+            for at in (*place..place + PLACE.len()).rev() {
+                self.bytes[at] = b'0' + (rest % 10) as u8;
+                rest /= 10;
+            }
+        }
+    }
+}
+
+struct Client {
+    stream: TcpStream,
+    template: Template,
+    received: Vec<u8>,
+}
+
+impl Client {
+    async fn connect(address: SocketAddr, shape: Shape) -> io::Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, template: Template::new(address, shape), received: Vec::with_capacity(32 * 1024) })
+    }
+
+    /// Sends the tasks from `first` on, and answers the status.
+    async fn send(&mut self, first: u32) -> io::Result<u16> {
+        self.template.fill(first);
+        self.stream.write_all(&self.template.bytes).await?;
+        self.received.clear();
+        loop {
+            if self.stream.read_buf(&mut self.received).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if let Some((status, length)) = head_of(&self.received)
+                && self.received.len() >= length
+            {
+                return Ok(status);
+            }
+        }
+    }
+}
+
+/// The status, and how long the whole response is, once its head is there.
+fn head_of(received: &[u8]) -> Option<(u16, usize)> {
+    let end = received.windows(4).position(|four| four == b"\r\n\r\n")?;
+    let head = std::str::from_utf8(&received[..end]).ok()?;
+    let status = head.get(9..12)?.parse().ok()?;
+    let length: usize = head.split("\r\n").find_map(|line| line.strip_prefix("content-length: "))?.parse().ok()?;
+    Some((status, end + 4 + length))
+}
+
+/// What a run brought.
+pub struct Ran {
+    /// The numbers of the tasks that were answered 202.
+    pub accepted: Vec<u32>,
+    /// Requests with another answer or none.
+    pub failed: u64,
+    /// Microseconds.
+    pub latency: Histogram<u64>,
+    pub elapsed: Duration,
+}
+
+impl Ran {
+    fn new() -> Self {
+        let latency = Histogram::new_with_bounds(1, 60_000_000, 3).expect("the bounds are valid");
+        Self { accepted: Vec::new(), failed: 0, latency, elapsed: Duration::ZERO }
+    }
+
+    fn note(&mut self, first: u32, shape: Shape, status: io::Result<u16>, latency: Duration) {
+        self.latency.saturating_record(latency.as_micros() as u64);
+        match status {
+            Ok(202) => self.accepted.extend(first..first + shape.tasks()),
+            _ => self.failed += 1,
+        }
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.accepted.extend(other.accepted);
+        self.failed += other.failed;
+        self.latency.add(&other.latency).expect("both have the same bounds");
+    }
+
+    /// Accepted tasks per second.
+    pub fn rate(&self) -> f64 {
+        self.accepted.len() as f64 / self.elapsed.as_secs_f64()
+    }
+
+    pub fn millis_at(&self, quantile: f64) -> f64 {
+        self.latency.value_at_quantile(quantile) as f64 / 1e3
+    }
+}
+
+/// When a closed loop ends.
+#[derive(Clone, Copy, Debug)]
+pub enum Until {
+    Elapsed(Duration),
+    /// So many tasks were sent.
+    Sent(u32),
+}
+
+/// Sends as fast as the answers come. Numbers begin at `first`.
+pub async fn closed_loop(
+    address: SocketAddr,
+    connections: usize,
+    shape: Shape,
+    first: u32,
+    until: Until,
+) -> io::Result<Ran> {
+    let next = Arc::new(AtomicU32::new(first));
+    let mut clients = Vec::new();
+    for _ in 0..connections {
+        clients.push(Client::connect(address, shape).await?);
+    }
+    let start = Instant::now();
+    let mut running = JoinSet::new();
+    for mut client in clients {
+        let next = next.clone();
+        running.spawn(async move {
+            let mut ran = Ran::new();
+            loop {
+                let sent = Instant::now();
+                let number = next.fetch_add(shape.tasks(), Ordering::Relaxed);
+                let over = match until {
+                    Until::Elapsed(time) => sent - start >= time,
+                    Until::Sent(tasks) => number - first >= tasks,
+                };
+                if over {
+                    return ran;
+                }
+                let status = client.send(number).await;
+                let lost = status.is_err();
+                ran.note(number, shape, status, sent.elapsed());
+                if lost {
+                    return ran;
+                }
+            }
+        });
+    }
+    let mut all = Ran::new();
+    while let Some(ran) = running.join_next().await {
+        all.merge(ran.expect("no client panics"));
+    }
+    all.elapsed = start.elapsed();
+    Ok(all)
+}
+
+/// Sends single tasks at a fixed rate, over as many of `connections` as it takes. A thread of its own keeps the time:
+/// the runtime's timer has steps of a millisecond.
+pub async fn open_loop(
+    address: SocketAddr,
+    connections: usize,
+    per_second: u32,
+    first: u32,
+    time: Duration,
+) -> io::Result<Ran> {
+    let mut clients = Vec::new();
+    for _ in 0..connections {
+        clients.push(Client::connect(address, Shape::Single).await?);
+    }
+    let pool = Arc::new((Semaphore::new(connections), Mutex::new(clients)));
+    let (due, mut dues) = mpsc::unbounded_channel();
+    let start = Instant::now() + Duration::from_millis(10);
+    let count = (time.as_secs_f64() * f64::from(per_second)) as u32;
+    let clock = std::thread::spawn(move || {
+        for number in 0..count {
+            let at = start + Duration::from_secs(1) * number / per_second;
+            std::thread::sleep(at.saturating_duration_since(Instant::now()));
+            if due.send((first + number, at)).is_err() {
+                return;
+            }
+        }
+    });
+    let mut running = JoinSet::new();
+    while let Some((number, at)) = dues.recv().await {
+        let pool = pool.clone();
+        running.spawn(async move {
+            let _one = pool.0.acquire().await.expect("the semaphore is never closed");
+            let mut client = pool.1.lock().expect("nobody panics with it").pop().expect("there is one for each permit");
+            let status = client.send(number).await;
+            let latency = at.elapsed();
+            pool.1.lock().expect("nobody panics with it").push(client);
+            (number, status, latency)
+        });
+    }
+    let mut all = Ran::new();
+    while let Some(ended) = running.join_next().await {
+        let (number, status, latency) = ended.expect("no request panics");
+        all.note(number, Shape::Single, status, latency);
+    }
+    clock.join().expect("the clock does not panic");
+    all.elapsed = start.elapsed();
+    Ok(all)
+}
+
+/// Asks until a single task is answered 202; for how long a start takes.
+pub async fn first_accepted(address: SocketAddr, number: u32, patience: Duration) -> io::Result<()> {
+    let start = Instant::now();
+    while start.elapsed() < patience {
+        if let Ok(mut client) = Client::connect(address, Shape::Single).await
+            && matches!(client.send(number).await, Ok(202))
+        {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}

@@ -1,0 +1,60 @@
+//! Measures the sidecar beside what it is compared with, in one run: `make bench`. Words on the command line choose
+//! rows by the beginnings of their names; without any, all are measured and `docs/benchmarks.md` is written.
+//!
+//! Ratios are taken of runs that follow each other, at least five times, and reported with their spread: on a shared
+//! machine absolute numbers say little. Bounds (memory, start) and promises (what was answered 202 is there) gate:
+//! where one is missed the exit status is 1.
+
+#![expect(clippy::print_stdout, reason = "a bench tells its results")]
+
+use std::{net::SocketAddr, path::PathBuf};
+
+mod driver;
+mod echo;
+mod hot_paths;
+mod processes;
+mod raw_sync;
+mod redis;
+mod report;
+mod rows;
+
+use report::Report;
+
+fn main() -> anyhow::Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if let [command, address] = words.as_slice()
+        && command == "echo"
+    {
+        return runtime.block_on(echo::serve(address.parse::<SocketAddr>()?));
+    }
+    let mut report = Report::default();
+    let wanted = |row: &str| words.is_empty() || words.iter().any(|word| row.starts_with(word.as_str()));
+    // On the disk of the build, not in a temporary directory, which may be memory.
+    let beside = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let scratch = tempfile::tempdir_in(&beside)?;
+    runtime.block_on(async {
+        if wanted("footprint") {
+            rows::footprint::measure(scratch.path(), &mut report).await?;
+        }
+        if wanted("drain") {
+            rows::drain::measure(scratch.path(), &mut report).await?;
+        }
+        if wanted("ingest") {
+            rows::ingest::measure(scratch.path(), &mut report).await?;
+        }
+        if wanted("latency") {
+            rows::latency::measure(scratch.path(), &mut report).await?;
+        }
+        if wanted("hot-paths") {
+            hot_paths::measure(&mut report)?;
+        }
+        anyhow::Ok(())
+    })?;
+    if words.is_empty() {
+        report.write("docs/benchmarks.md")?;
+    }
+    let missed = report.missed_gates();
+    anyhow::ensure!(missed.is_empty(), "missed: {}", missed.join("; "));
+    Ok(())
+}

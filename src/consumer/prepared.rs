@@ -1,0 +1,73 @@
+//! Where the arguments of a simple task are in its stored bytes, so that sending it does not parse them again.
+
+use std::borrow::Cow;
+
+use crate::task::{Operation, Task};
+
+/// A simple task whose arguments stand in its bytes as they are sent: without escapes, not in base64.
+pub struct Prepared {
+    pub command: &'static str,
+    /// Where each argument begins, and its length.
+    args: Box<[(u32, u32)]>,
+}
+
+impl Prepared {
+    /// `value` is what the task was parsed from. None: the task must be parsed again when it is sent.
+    pub fn of(task: &Task<'_>, value: &[u8]) -> Option<Self> {
+        let Operation::Simple(command) = &task.operation else { return None };
+        let place = |arg: &Cow<'_, [u8]>| match arg {
+            Cow::Borrowed(arg) => place_in(value, arg),
+            Cow::Owned(_) => None,
+        };
+        let args = command.args.iter().map(place).collect::<Option<_>>()?;
+        Some(Self { command: command.spec.name, args })
+    }
+
+    pub fn args<'v>(&self, value: &'v [u8]) -> impl Iterator<Item = &'v [u8]> {
+        self.args.iter().map(move |(start, len)| &value[*start as usize..][..*len as usize])
+    }
+
+    /// Bytes on the heap.
+    pub fn size(&self) -> usize {
+        size_of_val(&*self.args)
+    }
+}
+
+fn place_in(value: &[u8], part: &[u8]) -> Option<(u32, u32)> {
+    let start = part.as_ptr().addr().checked_sub(value.as_ptr().addr())?;
+    if start + part.len() > value.len() {
+        return None;
+    }
+    Some((u32::try_from(start).ok()?, u32::try_from(part.len()).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::task::{Config, Rules};
+
+    fn check(value: &str, expected: Option<&[&str]>) {
+        let rules = Rules::new(Config::default(), ["default".to_owned()]);
+        let task = Task::parse(value.as_bytes(), &rules, Timestamp::now()).expect("the task is valid");
+        let prepared = Prepared::of(&task, value.as_bytes());
+        let args = prepared.as_ref().map(|prepared| prepared.args(value.as_bytes()).collect::<Vec<_>>());
+        let expected = expected.map(|args| args.iter().map(|arg| arg.as_bytes()).collect::<Vec<_>>());
+        assert_eq!(args, expected, "{value}");
+    }
+
+    #[test]
+    fn arguments_are_found_where_they_stand() {
+        check(r#"{"type":"simple","command":"set","args":["k","v é"]}"#, Some(&["k", "v é"]));
+        check(r#"{"args":["k",""],"command":"SET","type":"simple"}"#, Some(&["k", ""]));
+        check(r#"{"type":"simple","command":"SETEX","args":["k",10,"v"]}"#, Some(&["k", "10", "v"]));
+    }
+
+    #[test]
+    fn what_is_not_sent_as_it_stands_is_parsed_again() {
+        check(r#"{"type":"simple","command":"SET","args":["k","a\nb"]}"#, None);
+        check(r#"{"type":"simple","command":"SET","args":["aw==","dg=="],"encoding":"base64"}"#, None);
+        check(r#"{"type":"pipeline","commands":[{"command":"SET","args":["k","v"]}]}"#, None);
+    }
+}
