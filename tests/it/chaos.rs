@@ -1,6 +1,6 @@
 //! Everything at once: faults of every kind at random moments, while services go on sending.
 //!
-//! A seed decides which faults come when. `REDRIVE_CHAOS_SEED` and `REDRIVE_CHAOS_SECONDS` repeat a run, or make a long
+//! A seed decides which faults come when. `CHAOS_SEED` and `CHAOS_SECONDS` repeat a run, or make a long
 //! one; what a failing run was is the first thing that it says.
 
 use std::{
@@ -101,8 +101,8 @@ fn number_from_environment(name: &str, default: u64) -> u64 {
 
 #[test]
 fn promises_hold_through_everything_at_once() {
-    let seed = number_from_environment("REDRIVE_CHAOS_SEED", 11);
-    let seconds = number_from_environment("REDRIVE_CHAOS_SECONDS", 12);
+    let seed = number_from_environment("CHAOS_SEED", 11);
+    let seconds = number_from_environment("CHAOS_SECONDS", 12);
     eprintln!("seed {seed}, {seconds} s");
     let mut random = fastrand::Rng::with_seed(seed);
     let mut redis = Redis::durable();

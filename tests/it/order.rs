@@ -137,3 +137,30 @@ fn script_without_keys_waits_for_all_and_all_wait_for_it() {
     sidecar.wait_until_done();
     assert_eq!(redis.list("log:b"), ["1", "2"]);
 }
+
+#[test]
+fn ordering_key_joins_tasks_on_different_keys() {
+    let redis = Redis::start(&[]);
+    let proxy = Proxy::start(redis.port());
+    let mut refused = 0;
+    proxy.answer(move |command| {
+        let is_it = command[0] == b"RPUSH" && command[2] == b"1" && refused < 3;
+        refused += usize::from(is_it);
+        is_it.then(|| "TRYAGAIN not now".to_owned())
+    });
+    let sidecar = Sidecar::start(&proxy.url(), &QUICK);
+    let mut first = rpush("1", "log");
+    first["ordering_key"] = "user".into();
+    sidecar.post(&first);
+    let mut second = simple("2", "COPY", &["log", "copy"]);
+    second["ordering_key"] = "user".into();
+    sidecar.post(&second);
+    let mut third = simple("3", "SET", &["elsewhere", "1"]);
+    third["ordering_key"] = "user".into();
+    sidecar.post(&third);
+    sidecar.post(&set("4", "free", "1"));
+    sidecar.wait_until_done();
+    assert_eq!(redis.list("copy"), ["1"]);
+    let order: Vec<_> = proxy.first_arguments().into_iter().filter(|key| key == "elsewhere" || key == "log").collect();
+    assert_eq!(order.last().map(String::as_str), Some("elsewhere"), "{order:?}");
+}
