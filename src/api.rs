@@ -14,20 +14,29 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, middleware};
+use axum::{
+    Router, middleware,
+    routing::{any, get},
+};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{consumer, dead_letters::DeadLetters, queue::Queues, task::Rules, telemetry::metrics::Metrics};
 
+mod admin;
+mod batch;
 mod body;
+#[cfg(feature = "swagger-ui")]
+mod docs;
 mod front;
 mod guard;
 mod idempotency;
+pub mod openapi;
 mod ops;
 pub mod problem;
 mod readiness;
 mod schema;
 pub mod server;
+mod status;
 mod submit;
 mod trace;
 
@@ -115,36 +124,59 @@ impl State {
             intake,
         })
     }
-
-    fn front(&self, guard: Guard) -> Arc<Front> {
-        Arc::new(Front { metrics: self.metrics.clone(), guard })
-    }
 }
 
 /// The routes of the data plane, which answers to these hosts.
 pub fn data_plane(state: &Arc<State>, hosts: Hosts) -> Router {
-    let front = state.front(Guard { hosts: Some(hosts), token: None });
-    let (router, _) = data_routes().split_for_parts();
-    router
-        .fallback(front::not_found)
+    let guard = Guard { hosts: Some(hosts), token: None };
+    let guarded = Router::from(data_routes()).route("/openapi.json", get(openapi::get_document));
+    #[cfg(feature = "swagger-ui")]
+    let guarded = guarded.merge(docs::routes());
+    let guarded = behind(state, guard, guarded.fallback(front::not_found));
+    let open = Router::new().route("/readyz", get(ops::get_readiness));
+    behind(state, Guard::default(), open).merge(guarded).with_state(state.clone())
+}
+
+/// The routes of the ops plane, whose admin part answers to these hosts.
+pub fn ops_plane(state: &Arc<State>, hosts: Hosts) -> Router {
+    let guard = Guard { hosts: Some(hosts), token: state.config.token.clone() };
+    // What is not there needs the token too: nobody learns which paths there are.
+    let admin = Router::from(admin_routes())
+        .route("/admin", any(front::not_found))
+        .route("/admin/{*path}", any(front::not_found));
+    let open = Router::from(probe_routes()).fallback(front::not_found);
+    behind(state, guard, admin).merge(behind(state, Guard::default(), open)).with_state(state.clone())
+}
+
+fn behind(state: &State, guard: Guard, routes: Router<Arc<State>>) -> Router<Arc<State>> {
+    let front = Arc::new(Front { metrics: state.metrics.clone(), guard });
+    routes
         .method_not_allowed_fallback(front::method_not_allowed)
         .layer(middleware::from_fn_with_state(front, front::front))
-        .with_state(state.clone())
 }
 
 fn data_routes() -> OpenApiRouter<Arc<State>> {
-    OpenApiRouter::new().routes(routes!(submit::submit_task))
+    OpenApiRouter::new()
+        .routes(routes!(submit::submit_task))
+        .routes(routes!(batch::submit_batch))
+        .routes(routes!(status::get_task))
 }
 
-/// The routes of the ops plane.
-pub fn ops_plane(state: &Arc<State>, _hosts: Hosts) -> Router {
-    use axum::routing::get;
-    Router::new()
-        .route("/livez", get(ops::live))
-        .route("/readyz", get(ops::ready))
-        .route("/startupz", get(ops::ready))
-        .route("/metrics", get(ops::metrics))
-        .with_state(state.clone())
+fn probe_routes() -> OpenApiRouter<Arc<State>> {
+    OpenApiRouter::new()
+        .routes(routes!(ops::get_liveness))
+        .routes(routes!(ops::get_readiness))
+        .routes(routes!(ops::get_startup))
+        .routes(routes!(ops::get_metrics))
+        .routes(routes!(ops::get_version))
+}
+
+fn admin_routes() -> OpenApiRouter<Arc<State>> {
+    OpenApiRouter::new()
+        .routes(routes!(admin::get_overview))
+        .routes(routes!(admin::list_partitions))
+        .routes(routes!(admin::list_dead_letters))
+        .routes(routes!(admin::get_dead_letter))
 }
 
 #[cfg(test)]

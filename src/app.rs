@@ -21,7 +21,7 @@ use crate::{
     dead_letters::DeadLetters,
     log::{
         Log, ReadError, TableError,
-        journal::{JournalConfig, JournalLog, OpenError, disk::RealDisk, stats::JournalStats},
+        journal::{JournalConfig, JournalLog, JournalStats, OpenError, disk::RealDisk},
     },
     queue::Queues,
     retry::Policy,

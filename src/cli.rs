@@ -13,8 +13,10 @@ use crate::config::ConfigError;
 mod completions;
 mod config;
 mod dead_letters;
+mod demo;
 mod healthcheck;
 mod http;
+mod openapi;
 mod output;
 mod problem;
 mod serve;
@@ -37,9 +39,11 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Demo(demo::Args),
     Submit(Box<submit::Args>),
     DeadLetters(dead_letters::Args),
     Config(config::Args),
+    Openapi(openapi::Args),
     Healthcheck(healthcheck::Args),
     Completions(completions::Args),
     /// Print the version
@@ -56,9 +60,11 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Serve(args) => serve::run(args),
+            Command::Demo(args) => demo::run(&args),
             Command::Submit(args) => submit::run(*args),
             Command::DeadLetters(args) => dead_letters::run(args),
             Command::Config(args) => config::run(args),
+            Command::Openapi(_) => openapi::run(),
             Command::Healthcheck(args) => healthcheck::run(args),
             Command::Completions(args) => completions::run(&args),
             Command::Version => Ok(output::print_line(&format!("redrive {}", env!("CARGO_PKG_VERSION")))?),

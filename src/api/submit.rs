@@ -4,7 +4,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
 use axum::{
     extract::{Request, State as Extract},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use super::{
     State,
     idempotency::decide_id,
     problem::{Problem, ProblemType},
-    schema::{AcceptedTask, SubmitProblems, TaskDocument, examples},
+    schema::{AcceptedTask, TaskDocument, WriteProblems},
     server::NoAnswer,
     trace,
 };
@@ -41,15 +41,18 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
         ("traceparent" = Option<String>, Header, nullable = false,
             description = "W3C trace context. Kept with the task; one that is malformed is ignored."),
     ),
-    request_body(content = TaskDocument, examples(("set" = (summary = "A SET that failed", value = json!(examples::task()))))),
+    request_body(content = TaskDocument, examples(("set" = (summary = "A SET that failed", value = json!({
+        "type": "simple", "command": "SET", "args": ["user:42", "Ada", "EX", "3600"], "id": "order-1"}))))),
     responses(
         (status = 202, description = "The task is stored.", body = AcceptedTask,
             headers(
                 ("Location" = String, description = "Where the task's status is."),
                 ("Idempotent-Replayed" = String, description = "`true` where the id was known: nothing was stored again."),
             ),
-            examples(("stored" = (summary = "Stored on the local disk", value = json!(examples::accepted()))))),
-        SubmitProblems,
+            examples(("stored" = (summary = "Stored on the local disk", value = json!({
+                "id": "order-1", "status": "queued", "durability": "local",
+                "accepted_at": "2026-11-25T12:00:00.123Z"}))))),
+        WriteProblems,
     ),
     security((), ("bearer" = [])),
 )]
@@ -57,8 +60,12 @@ pub(super) async fn submit_task(Extract(state): Extract<Arc<State>>, request: Re
     state.readiness.check_not_draining()?;
     let read = state.intake.read(request, state.config.max_body).await?;
     let started = Instant::now();
-    let (id, submission) = prepare(&state, &read.headers, &read.body)?;
-    let lane = submission.lane;
+    let accepted_at = now();
+    let task = Task::parse(&read.body, &state.rules, accepted_at)?;
+    let id = decide_id(&read.headers, task.id.as_ref())?;
+    let traceparent = trace::traceparent(&read.headers);
+    let submission = submission(&task, &id, read.body.clone(), accepted_at, traceparent);
+    let lane = submission.lane.as_str();
     let stored = store(&state, vec![submission]).await;
     let accepted = match stored.and_then(|mut stored| stored.pop().expect("there is a result for each task")) {
         Ok(accepted) => accepted,
@@ -68,16 +75,9 @@ pub(super) async fn submit_task(Extract(state): Extract<Arc<State>>, request: Re
         },
     };
     state.metrics.accept_seconds.observe(started.elapsed().as_secs_f64());
-    debug!(task.id = %id, lane = lane.as_str(), replayed = accepted.replayed, "Accepted task {id}");
+    let trace_id = task.context.trace_id.as_deref().or(traceparent.map(trace::trace_id));
+    debug!(task.id = %id, trace_id, lane, replayed = accepted.replayed, "Accepted task {id}");
     Ok(answer(&id, &accepted))
-}
-
-fn prepare(state: &State, headers: &HeaderMap, body: &Bytes) -> Result<(TaskId, Submission), Problem> {
-    let accepted_at = now();
-    let task = Task::parse(body, &state.rules, accepted_at)?;
-    let id = decide_id(headers, task.id.as_ref())?;
-    let submission = submission(&task, &id, body.clone(), accepted_at, trace::traceparent(headers));
-    Ok((id, submission))
 }
 
 /// What is stored of a task: the client's own bytes, and beside them what was decided at its acceptance.

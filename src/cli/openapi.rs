@@ -3,7 +3,7 @@
 use super::output::print_json;
 
 /// Print the description of the HTTP API (OpenAPI 3.1, JSON)
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {}
 

@@ -15,12 +15,14 @@ use super::{
 /// Bytes of the longest name, of accepted and of refused commands.
 pub(super) const LONGEST_NAME: usize = 20;
 
+const ROWS: usize = 85;
+
 const NOTHING: Overwrite = Overwrite::None;
 
 /// Sorted by name. The columns: name, arity as Redis counts it, keys, class, overwrite. What follows from arguments is
 /// in `options`.
 #[rustfmt::skip]
-pub(super) static ACCEPTED: [CommandSpec; 85] = [
+pub(super) static ACCEPTED: [CommandSpec; ROWS] = [
     row("APPEND", 3, First, Relative, NOTHING),
     row("BITFIELD", -2, First, Idempotent, NOTHING).with(options::bitfield),
     row("BITOP", -4, DestThenRest { dest: 1 }, Relative, NOTHING),
@@ -129,8 +131,33 @@ impl CommandSpec {
     }
 }
 
+/// Bytes of a name that are compared at once. No two accepted names begin with the same.
+const PREFIX: usize = size_of::<u128>();
+
+/// The beginnings of the accepted names as numbers, in the order of the table, which is theirs too.
+static PREFIXES: [u128; ROWS] = {
+    let mut prefixes = [0; ROWS];
+    let mut row = 0;
+    while row < prefixes.len() {
+        prefixes[row] = prefix(ACCEPTED[row].name.as_bytes());
+        row += 1;
+    }
+    prefixes
+};
+
+/// A name's first bytes, filled up with zeros.
+const fn prefix(name: &[u8]) -> u128 {
+    let mut bytes = [0; PREFIX];
+    let mut index = 0;
+    while index < name.len() && index < PREFIX {
+        bytes[index] = name[index];
+        index += 1;
+    }
+    u128::from_be_bytes(bytes)
+}
+
 /// The row of that name, which is in upper case.
 pub(super) fn find(upper: &[u8]) -> Option<&'static CommandSpec> {
-    let found = ACCEPTED.binary_search_by(|spec| spec.name.as_bytes().cmp(upper));
-    found.ok().map(|index| &ACCEPTED[index])
+    let row = PREFIXES.binary_search(&prefix(upper)).ok()?;
+    Some(&ACCEPTED[row]).filter(|spec| spec.name.as_bytes() == upper)
 }

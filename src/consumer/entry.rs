@@ -29,6 +29,8 @@ pub struct Entry {
     pub units: Vec<Unit>,
     /// Units that are not done.
     pub open: usize,
+    /// Keys of all units, for log lines.
+    pub keys: usize,
     /// None while nothing went wrong, which is the common case.
     pub trouble: Option<Box<Trouble>>,
     pub letter: Letter,
@@ -47,6 +49,8 @@ pub struct Unit {
     pub suspect: bool,
     /// Its command was refused, and it waits until it is known whose fault that is.
     pub refused: bool,
+    /// It is listed among those that wait because their command was refused.
+    pub parked: bool,
     pub end: Option<End>,
 }
 
@@ -67,17 +71,29 @@ pub struct Trouble {
     pub dead: Vec<(u32, Failure, ReasonClass)>,
 }
 
-/// Where the task's dead letter is.
+/// Where the task's dead letter is. `outdated`: a unit came to its end after the letter was written down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Letter {
     None,
-    /// Being written. `outdated`: another unit died meanwhile.
     Writing {
         outdated: bool,
     },
     /// Could not be written: tried again when the pause is over.
     Failed,
-    Written,
+    Written {
+        outdated: bool,
+    },
+}
+
+impl Letter {
+    /// A unit came to its end, which a letter must say.
+    pub fn outdate(&mut self) {
+        match self {
+            Self::Writing { outdated } | Self::Written { outdated } => *outdated = true,
+            // Whatever is written later says it.
+            Self::None | Self::Failed => {}
+        }
+    }
 }
 
 impl Entry {

@@ -52,6 +52,10 @@ impl Keys {
         }
     }
 
+    pub fn len(&self) -> usize {
+        self.as_slice().len()
+    }
+
     fn as_slice(&self) -> &[u64] {
         match self {
             Self::Barrier => &[],
@@ -237,6 +241,11 @@ impl<T: Copy> Schedule<T> {
     /// None: the unit is finished.
     pub fn state(&self, id: UnitId) -> Option<UnitState> {
         self.nodes.get(id.0 as usize)?.as_ref().map(|node| node.state)
+    }
+
+    /// One of the unit's keys, always the same; none where it has none.
+    pub fn first_key(&self, id: UnitId) -> Option<u64> {
+        self.node(id).keys.as_slice().first().copied()
     }
 
     pub fn ready_len(&self) -> usize {

@@ -112,6 +112,8 @@ pub struct Worker {
     stopping: bool,
     checkpoint_due: Instant,
     gauges_due: Instant,
+    /// Something happened since the gauges were set.
+    gauges_stale: bool,
     settled: Vec<Settled>,
 }
 
@@ -188,8 +190,11 @@ impl Worker {
             stopping: false,
             checkpoint_due: now,
             gauges_due: now,
+            gauges_stale: true,
             settled: Vec::new(),
         };
+        // What is wrong with a target should be in the log before the first task needs it.
+        worker.probe();
         while !(worker.stopping && worker.is_quiet()) {
             let wake_at = worker.advance(Instant::now());
             tokio::select! {
@@ -242,6 +247,7 @@ impl Worker {
             self.checkpoint_due = now + CHECKPOINT_INTERVAL;
         }
         if now >= self.gauges_due {
+            self.gauges_stale = false;
             self.set_gauges();
             self.gauges_due = now + GAUGE_INTERVAL;
         }
@@ -255,9 +261,10 @@ impl Worker {
             if window.changed {
                 wake_at = wake_at.min(self.checkpoint_due);
             }
-            if window.len() > 0 {
-                wake_at = wake_at.min(self.gauges_due);
-            }
+        }
+        // The age of the oldest task grows by itself.
+        if self.gauges_stale || self.has_work() {
+            wake_at = wake_at.min(self.gauges_due);
         }
         if !self.probing && self.has_work() {
             wake_at = self.breaker.next_probe_at().map_or(wake_at, |at| at.min(wake_at));
@@ -270,6 +277,7 @@ impl Worker {
     }
 
     fn take(&mut self, event: Event) {
+        self.gauges_stale = true;
         match event {
             Event::Read { window, reader, result } => self.take_read(window, reader, result),
             Event::ReadAgain { window, reader } => self.windows[window].reader = Some(reader),
@@ -382,6 +390,7 @@ impl Worker {
             max_retries: task.max_retries.unwrap_or(self.policy.max_retries),
             units: Vec::with_capacity(units.len()),
             open: 0,
+            keys: units.iter().map(|(keys, _)| keys.len()).sum(),
             trouble: None,
             letter: Letter::None,
             prepared: Prepared::of(&task, &value),
@@ -408,13 +417,27 @@ impl Worker {
             };
             let entry = window.entry_mut(slot);
             entry.open += usize::from(end.is_none());
-            entry.units.push(Unit { node, idempotent, attempts, strikes: 0, suspect: false, refused: false, end });
+            entry.units.push(Unit {
+                node,
+                idempotent,
+                attempts,
+                strikes: 0,
+                suspect: false,
+                refused: false,
+                parked: false,
+                end,
+            });
         }
         if !earlier.units.is_empty() || !earlier.attempts.is_empty() {
             window.note(slot);
         }
-        if window.entry(slot).open == 0 {
-            self.settle(number, slot);
+        let entry = window.entry_mut(slot);
+        if entry.is_dead() {
+            // Written by the last process, which may have ended before it could say how the other units did.
+            entry.letter = Letter::Written { outdated: true };
+        }
+        if entry.open == 0 {
+            self.finish(number, slot, now);
         }
     }
 
@@ -426,6 +449,7 @@ impl Worker {
             max_retries: 0,
             units: Vec::new(),
             open: 0,
+            keys: 0,
             trouble: None,
             letter: Letter::None,
         };
@@ -444,13 +468,15 @@ impl Worker {
         if !self.has_ready() {
             return;
         }
-        if matches!(self.breaker.state(), BreakerState::Closed)
-            && self.windows.iter().any(|window| window.schedule.apart_len() > 0)
-        {
-            self.send_suspect(now);
-            return;
+        if self.windows.iter().any(|window| window.schedule.apart_len() > 0) {
+            match self.breaker.state() {
+                BreakerState::Closed => return self.send_suspect(now),
+                // A probe has just succeeded, and where nothing else is ready a suspect is the trial.
+                BreakerState::HalfOpen { .. } if !self.has_ordinary() => return self.send_suspect(now),
+                BreakerState::HalfOpen { .. } | BreakerState::Open { .. } => {}
+            }
         }
-        while self.in_flight < self.connections && self.has_ready() {
+        while self.in_flight < self.connections && self.has_ordinary() {
             let (units, trial) = match self.breaker.admit() {
                 Admission::Free => (MAX_BATCH_UNITS, false),
                 Admission::Trial => (TRIAL_UNITS, true),
@@ -471,6 +497,10 @@ impl Worker {
         self.windows.iter().any(|window| window.schedule.ready_len() + window.schedule.apart_len() > 0)
     }
 
+    fn has_ordinary(&self) -> bool {
+        self.windows.iter().any(|window| window.schedule.ready_len() > 0)
+    }
+
     /// Suspects run one at a time, with nothing else under way, after a canary was written: so that what goes wrong is
     /// theirs.
     fn send_suspect(&mut self, now: Instant) {
@@ -481,6 +511,9 @@ impl Worker {
             self.probe();
             return;
         }
+        if self.breaker.admit() == Admission::Refused {
+            return;
+        }
         for number in 0..self.windows.len() {
             if let Some((node, unit)) = self.windows[number].schedule.pop_apart() {
                 let mut batch = Batch::new();
@@ -488,11 +521,12 @@ impl Worker {
                 self.push(number, node, unit, &mut batch, &mut sent, now);
                 if let [only] = sent.as_mut_slice() {
                     only.on_trial = true;
-                    self.start_batch(batch, sent);
+                    return self.start_batch(batch, sent);
                 }
-                return;
+                break;
             }
         }
+        self.breaker.on_trial_not_sent();
     }
 
     /// Collects ready units of all lanes, by their weights.
@@ -580,8 +614,7 @@ impl Worker {
             Sending::Free | Sending::Probe => {}
             Sending::WaitUntil(until) => {
                 self.windows[number].schedule.postpone(node, until);
-                self.parked.entry(command).or_default().push((number, node, unit));
-                return;
+                return self.park(number, node, unit, command);
             }
         }
         sendable.push(value, batch);
@@ -665,11 +698,23 @@ impl Worker {
         window.schedule.finish(sent.node);
         let entry = window.entry_mut(sent.unit.task);
         entry.units[sent.unit.unit as usize].end = Some(End::Applied);
+        entry.letter.outdate();
         entry.open -= 1;
         if entry.open == 0 {
-            self.settle_at(sent.window, sent.unit.task, today);
+            self.finish(sent.window, sent.unit.task, today);
         } else {
             window.note(sent.unit.task);
+        }
+    }
+
+    /// All units of a task have ended. Its dead letter must say how all of them did: whoever sends the task again
+    /// goes by that.
+    fn finish(&mut self, number: usize, task: TaskSlot, today: Timestamp) {
+        match self.windows[number].entry(task).letter {
+            Letter::Written { outdated: true } => self.write_letter(number, task),
+            Letter::Written { outdated: false } | Letter::None => self.settle_at(number, task, today),
+            // Settled when the letter is stored.
+            Letter::Writing { .. } | Letter::Failed => {}
         }
     }
 
@@ -708,7 +753,8 @@ impl Worker {
                 entry.note_failure(&failure, today);
                 tracing::info!(
                     task.id = %entry.envelope.id,
-                    trace_id = trace_id(entry),
+                    trace_id = %trace_id(entry),
+                keys = entry.keys,
                     redis.target = self.target.name(),
                     error.code = %failure.code,
                     strikes,
@@ -742,7 +788,9 @@ impl Worker {
         entry.note_failure(&failure, today);
         let unit = &mut entry.units[sent.unit.unit as usize];
         unit.refused = true;
-        let key = xxhash_rust::xxh3::xxh3_64(entry.envelope.identity.as_bytes());
+        // One without keys counts as a key of its own.
+        let id_hash = entry.envelope.identity.id_hash();
+        let key = window.schedule.first_key(sent.node).unwrap_or(id_hash);
         let was_held = self.holds.held().any(|held| held == sent.command);
         let until = match self.holds.on_refused(sent.command, key, now) {
             Ruling::WaitUntil(until) => until,
@@ -765,7 +813,15 @@ impl Worker {
             }
         };
         window.schedule.postpone(sent.node, until);
-        self.parked.entry(sent.command).or_default().push((sent.window, sent.node, sent.unit));
+        self.park(sent.window, sent.node, sent.unit, sent.command);
+    }
+
+    /// Lists a unit that waits because its command was refused, once however often it wakes in between.
+    fn park(&mut self, number: usize, node: UnitId, unit: UnitRef, command: &'static str) {
+        let parked = &mut self.windows[number].entry_mut(unit.task).units[unit.unit as usize].parked;
+        if !std::mem::replace(parked, true) {
+            self.parked.entry(command).or_default().push((number, node, unit));
+        }
     }
 
     /// A command that had been refused succeeded: its waiting units are sent again, or known to be at fault.
@@ -779,8 +835,10 @@ impl Worker {
             if !window.is_waiting(node, unit) {
                 continue;
             }
+            let parked = &mut window.entry_mut(unit.task).units[unit.unit as usize];
+            parked.parked = false;
             if waiting == Parked::Released {
-                window.entry_mut(unit.task).units[unit.unit as usize].refused = false;
+                parked.refused = false;
             }
             window.schedule.hurry(node);
         }
@@ -803,7 +861,7 @@ impl Worker {
         match &mut entry.letter {
             Letter::Writing { outdated } => *outdated = true,
             Letter::Failed => {}
-            Letter::None | Letter::Written => self.write_letter(number, unit.task),
+            Letter::None | Letter::Written { .. } => self.write_letter(number, unit.task),
         }
     }
 
@@ -826,7 +884,8 @@ impl Worker {
         if let Err(error) = result {
             tracing::error!(
                 task.id = %entry.envelope.id,
-                trace_id = trace_id(entry),
+                trace_id = %trace_id(entry),
+                keys = entry.keys,
                 "The dead letter of task {} cannot be stored, so the task stays where it is: {error}",
                 entry.envelope.id
             );
@@ -838,11 +897,11 @@ impl Worker {
             return;
         }
         if entry.letter == (Letter::Writing { outdated: true }) {
-            // What died meanwhile is not in the letter yet.
+            // What ended meanwhile is not in the letter yet.
             self.write_letter(number, task);
             return;
         }
-        entry.letter = Letter::Written;
+        entry.letter = Letter::Written { outdated: false };
         let mut nodes = Vec::new();
         for unit in entry.units.iter_mut().filter(|unit| unit.end == Some(End::Dying)) {
             unit.end = Some(End::Dead);
@@ -878,7 +937,8 @@ impl Worker {
             let (_, failure, reason) = trouble.dead.first().expect("a dead task has a dead unit");
             tracing::warn!(
                 task.id = %entry.envelope.id,
-                trace_id = trace_id(&entry),
+                trace_id = %trace_id(&entry),
+                keys = entry.keys,
                 redis.target = self.target.name(),
                 reason = reason.as_str(),
                 error.code = %failure.code,
@@ -890,7 +950,8 @@ impl Worker {
         } else {
             tracing::debug!(
                 task.id = %entry.envelope.id,
-                trace_id = trace_id(&entry),
+                trace_id = %trace_id(&entry),
+                keys = entry.keys,
                 redis.target = self.target.name(),
                 attempts,
                 "Applied task {}",
@@ -956,7 +1017,7 @@ impl Worker {
             }
             Err(failure) => {
                 self.canary_at = None;
-                if matches!(self.breaker.state(), BreakerState::Closed) {
+                if !matches!(self.breaker.state(), BreakerState::Open { .. }) {
                     self.note_target_failure(&failure, now, Timestamp::now());
                 } else {
                     tracing::debug!(redis.target = self.target.name(), error.code = %failure.code, "{} is still not usable", self.target.name());
@@ -1202,16 +1263,31 @@ fn attempt_class(class: FailureClass) -> usize {
     }
 }
 
-/// The id of the trace that the task came with, for log lines.
-fn trace_id(entry: &Entry) -> Option<&str> {
+/// The id of the trace that the task came with, for log lines; empty where it came with none.
+fn trace_id(entry: &Entry) -> String {
     // version-traceid-parentid-flags
-    entry.envelope.traceparent.as_deref()?.split('-').nth(1)
+    let header = entry.envelope.traceparent.as_deref().and_then(|traceparent| traceparent.split('-').nth(1));
+    match header {
+        Some(id) => id.to_owned(),
+        None => serde_json::from_slice::<Traced<'_>>(&entry.envelope.value)
+            .ok()
+            .and_then(|task| task.trace_id)
+            .map_or(String::new(), |id| id.into_owned()),
+    }
+}
+
+/// The one field of a task that log lines show.
+#[derive(serde::Deserialize)]
+struct Traced<'a> {
+    #[serde(borrow, default)]
+    trace_id: Option<std::borrow::Cow<'a, str>>,
 }
 
 fn log_retry(entry: &Entry, target: &str, failure: &Failure, attempt: u32, after: Duration) {
     tracing::info!(
         task.id = %entry.envelope.id,
-        trace_id = trace_id(entry),
+        trace_id = %trace_id(entry),
+                keys = entry.keys,
         redis.target = target,
         error.code = %failure.code,
         attempt,

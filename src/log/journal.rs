@@ -54,19 +54,23 @@ use self::{
     audit::DamageReport,
     budget::{Budget, Purpose},
     chain::Chain,
-    disk::{Disk, FileKind, Lock},
+    disk::{FileKind, Lock},
     frame::{Kind, Pair},
     inbox::{MAX_QUEUED_BYTES, Work},
     reader::JournalReader,
     recovery::RecoveryError,
     segment::{Aside, Home, Shape},
-    stats::JournalStats,
     table::JournalTable,
     writer::{Failure, Writer},
 };
 use super::{
     AppendError, Appended, Assigned, Assignment, Checkpoint, CommitError, Depth, Durability, Entry, Epoch, Log,
     NewRecord, Partition, Position, QueueName, ReadError, Table, TableError,
+};
+
+pub use self::{
+    disk::{Disk, RealDisk},
+    stats::JournalStats,
 };
 
 mod audit;
@@ -82,7 +86,7 @@ mod recovery;
 mod scanner;
 mod segment;
 mod shelf;
-pub mod stats;
+mod stats;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -126,7 +130,8 @@ impl JournalConfig {
     /// The segments of a target's lanes that are kept in any case, two for each, leave half of its share free.
     fn shape(&self) -> Shape {
         let targets = self.targets.len().max(1) as u64;
-        let max_step = (self.max_bytes / 64).clamp(4 << 10, 16 << 20);
+        // Longer steps were measured to gain nothing, and on a slow disk the commit that fills one waits for it.
+        let max_step = (self.max_bytes / 64).clamp(4 << 10, 1 << 20);
         Shape {
             segment_bytes: self.segment_bytes.min(self.max_bytes / (32 * targets)).max(16 << 10),
             first_step: max_step.min(256 << 10),
@@ -245,6 +250,11 @@ fn claim(config: &JournalConfig, disk: &dyn Disk) -> Result<Lock, OpenError> {
     if !config.allow_volatile && disk.space(dir).map_err(&error)?.volatile {
         return Err(OpenError::Volatile { dir: dir.clone() });
     }
+    // The process that made it may have died before its name was durable. Above it may be none of our business.
+    match disk.sync_dir(&disk::parent_of(dir)) {
+        Err(source) if source.kind() != io::ErrorKind::PermissionDenied => return Err(error(source)),
+        _ => {}
+    }
     let lock = dir.join(LOCK);
     if matches!(disk.inspect(&lock), Ok(found) if found.kind == FileKind::Symlink) {
         return Err(OpenError::Symlink { path: lock });
@@ -300,21 +310,18 @@ impl Inner {
                 }
             }
         }
-        // The names may be those of a process that died before it made them durable.
-        self.disk.sync_dir(dir).map_err(&error)?;
         Ok(names)
     }
 
     fn open_chain(&self, dir: &Path, target: Option<&Arc<str>>, purpose: Purpose) -> Result<Writer, OpenError> {
-        let home = self.home(dir, target);
-        let state = recovery::recover(&home, target.is_some())?;
-        let chain = Chain::recovered(home, state);
+        let chain = Chain::open(self.home(dir, target), target.is_some())?;
         Writer::start(chain, purpose, self.failure.clone()).map_err(OpenError::io(dir))
     }
 
     fn home(&self, dir: &Path, target: Option<&Arc<str>>) -> Arc<Home> {
         let name = dir.strip_prefix(&self.config.dir).unwrap_or(dir).display().to_string();
         Arc::new(Home {
+            root: self.config.dir.clone(),
             dir: dir.to_owned(),
             disk: self.disk.clone(),
             shape: self.config.shape(),
@@ -334,6 +341,11 @@ impl Inner {
     fn queue_or_new(&self, name: &QueueName) -> Result<Arc<Writer>, String> {
         if let Some(writer) = self.queue(name) {
             return Ok(writer);
+        }
+        // It becomes a path.
+        let is_part = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        if name.target.is_empty() || !name.target.bytes().all(is_part) || !LANES.contains(&name.lane) {
+            return Err(format!("{name} cannot be the name of a queue"));
         }
         let mut queues = self.queues.write().unwrap_or_else(PoisonError::into_inner);
         if *self.closed.borrow() {
@@ -386,6 +398,7 @@ impl Inner {
     async fn assign(&self, queue: QueueName) -> Option<Assignment> {
         let writer = match self.queue_or_new(&queue) {
             Ok(writer) => writer,
+            Err(_) if *self.closed.borrow() => return None,
             Err(reason) => {
                 tracing::error!(%queue, reason, "Queue {queue} cannot be consumed");
                 return None;
@@ -500,11 +513,17 @@ impl Log for JournalLog {
         Box::pin(self.inner.commit(partition, epoch, checkpoint))
     }
 
-    fn tail(&self, queue: &QueueName, max_records: usize, max_bytes: usize) -> Result<Vec<Entry>, ReadError> {
+    fn tail(
+        &self,
+        queue: &QueueName,
+        max_records: usize,
+        max_bytes: usize,
+        visit: &mut dyn FnMut(Entry),
+    ) -> Result<(), ReadError> {
         let Some(writer) = self.inner.queue(queue) else {
-            return Ok(Vec::new());
+            return Ok(());
         };
-        reader::tail(&writer.home, &writer.shelf, max_records, max_bytes)
+        reader::tail(&writer.home, &writer.shelf, max_records, max_bytes, visit)
             .map_err(|error| ReadError::Unavailable { reason: error.to_string() })
     }
 

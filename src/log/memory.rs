@@ -42,7 +42,7 @@ struct State {
 #[derive(Default)]
 struct Queue {
     records: Vec<Record>,
-    epoch: Epoch,
+    epoch: u64,
     checkpoint: Option<Checkpoint>,
 }
 
@@ -54,12 +54,6 @@ impl Queue {
     fn bytes(&self) -> usize {
         let finished = usize::try_from(self.finished()).unwrap_or(usize::MAX);
         self.records.iter().skip(finished).map(Record::size).sum()
-    }
-}
-
-impl Default for Epoch {
-    fn default() -> Self {
-        Self(0)
     }
 }
 
@@ -113,8 +107,8 @@ impl Shared {
     fn assign(self: &Arc<Self>, queue: QueueName) -> Assignment {
         let mut state = self.lock();
         let kept = state.queues.entry(queue.clone()).or_default();
-        kept.epoch.0 += 1;
-        let (epoch, checkpoint, next) = (kept.epoch, kept.checkpoint.clone(), kept.finished());
+        kept.epoch += 1;
+        let (epoch, checkpoint, next) = (Epoch(kept.epoch), kept.checkpoint.clone(), kept.finished());
         let reader =
             MemoryReader { shared: self.clone(), queue: queue.clone(), next, changed: self.changed.subscribe() };
         Assignment::Assigned(Assigned {
@@ -131,7 +125,7 @@ impl Shared {
             return Err(CommitError::Closed);
         }
         match state.queues.get_mut(&partition.queue) {
-            Some(queue) if queue.epoch == epoch => {
+            Some(queue) if queue.epoch == epoch.0 => {
                 queue.checkpoint = Some(checkpoint);
                 Ok(())
             }
@@ -227,7 +221,13 @@ impl Log for MemoryLog {
         Box::pin(async move { self.shared.commit(partition, epoch, checkpoint) })
     }
 
-    fn tail(&self, queue: &QueueName, max_records: usize, max_bytes: usize) -> Result<Vec<Entry>, ReadError> {
+    fn tail(
+        &self,
+        queue: &QueueName,
+        max_records: usize,
+        max_bytes: usize,
+        visit: &mut dyn FnMut(Entry),
+    ) -> Result<(), ReadError> {
         let state = self.shared.lock();
         let records = state.queues.get(queue).map_or(&[][..], |queue| &queue.records);
         let mut bytes = 0;
@@ -238,7 +238,8 @@ impl Log for MemoryLog {
         let count = records.iter().rev().take(max_records).take_while(fits).count();
         let first = records.len() - count;
         let entry = |(offset, record): (u64, &Record)| Entry { offset, record: record.clone() };
-        Ok((first as u64..).zip(&records[first..]).map(entry).collect())
+        (first as u64..).zip(&records[first..]).map(entry).for_each(visit);
+        Ok(())
     }
 
     fn depth(&self) -> Vec<Depth> {
@@ -316,7 +317,7 @@ impl Table for MemoryTable {
     fn scan(&self, mut visit: Box<dyn FnMut(TableEntry) -> bool + Send>) -> BoxFuture<'_, Result<(), TableError>> {
         Box::pin(async move {
             let rows: Vec<TableEntry> = self.lock().by_position.iter().map(entry).collect();
-            let _ = rows.into_iter().all(|row| visit(row));
+            let _ = rows.into_iter().all(&mut *visit);
             Ok(())
         })
     }

@@ -166,7 +166,7 @@ impl<'r> Check<'r> {
         let set = [
             ("command", is_set(&body.command)),
             ("args", body.args.as_ref().is_some_and(|args| !args.items.is_empty())),
-            ("commands", body.commands.as_ref().is_some_and(|commands| !commands.is_empty())),
+            ("commands", body.commands.as_ref().is_some_and(|commands| !commands.items.is_empty())),
             ("mode", is_set(&body.mode)),
             ("script", is_set(&body.script)),
             ("keys", body.keys.as_ref().is_some_and(|keys| !keys.items.is_empty())),
@@ -176,8 +176,12 @@ impl<'r> Check<'r> {
         }
     }
 
-    fn commands<'a>(&mut self, commands: Vec<BodyCommand<'a>>, base64: bool) -> Option<Vec<Command<'a>>> {
+    fn commands<'a>(&mut self, commands: wire::Commands<'a>, base64: bool) -> Option<Vec<Command<'a>>> {
         let most = self.rules.config.max_commands;
+        if commands.faulty {
+            return None;
+        }
+        let commands = commands.items;
         if commands.is_empty() {
             self.errors.invalid("/commands", "a pipeline has at least one command");
             return None;
@@ -189,7 +193,7 @@ impl<'r> Check<'r> {
         let mut complete = true;
         let mut made = Vec::with_capacity(commands.len());
         for (index, command) in commands.into_iter().enumerate() {
-            match self.command(Place::Command(index), command, base64) {
+            match command.and_then(|command| self.command(Place::Command(index), command, base64)) {
                 Some(command) => made.push(command),
                 None => complete = false,
             }
@@ -325,12 +329,12 @@ impl<'r> Check<'r> {
         base64: bool,
     ) -> Option<Vec<Cow<'a, [u8]>>> {
         let (most, most_bytes) = (self.rules.config.max_args, self.rules.config.max_arg_bytes);
-        let Strings { mut items, number } = strings;
+        let Strings { mut items, number, faulty } = strings;
         if items.len() > most {
             self.errors.invalid(place.field(field), format!("these are more than the {most} that are allowed"));
             return None;
         }
-        let mut complete = true;
+        let mut complete = !faulty;
         if base64 {
             if let Some(index) = number {
                 let detail = "with `encoding` set to `base64` every argument is a string in base64";

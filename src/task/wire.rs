@@ -22,7 +22,7 @@ pub(super) struct Body<'a> {
     pub(super) kind: Option<Value<'a>>,
     pub(super) command: Option<Value<'a>>,
     pub(super) args: Option<Strings<'a>>,
-    pub(super) commands: Option<Vec<BodyCommand<'a>>>,
+    pub(super) commands: Option<Commands<'a>>,
     pub(super) mode: Option<Value<'a>>,
     pub(super) script: Option<Value<'a>>,
     pub(super) keys: Option<Strings<'a>>,
@@ -46,6 +46,15 @@ pub(super) struct Body<'a> {
     pub(super) device_id: Option<Value<'a>>,
     pub(super) source: Option<Value<'a>>,
     pub(super) error: Option<Value<'a>>,
+}
+
+/// A pipeline's commands.
+#[derive(Debug, Default)]
+pub(super) struct Commands<'a> {
+    /// None: it was no object, and an error was noted.
+    pub(super) items: Vec<Option<BodyCommand<'a>>>,
+    /// An error was noted: it was no list.
+    pub(super) faulty: bool,
 }
 
 /// One of a pipeline's commands.
@@ -72,6 +81,8 @@ pub(super) struct Strings<'a> {
     pub(super) items: Vec<Cow<'a, [u8]>>,
     /// The index of the first that was a number.
     pub(super) number: Option<usize>,
+    /// An error was noted: what is left says nothing.
+    pub(super) faulty: bool,
 }
 
 /// Where in the body something is: a JSON pointer that is only written down when it is needed.
@@ -117,7 +128,7 @@ pub(super) fn read<'a>(text: &'a str, errors: &mut Errors) -> Result<Body<'a>, s
 enum Slot<'s, 'a> {
     Value(&'s mut Option<Value<'a>>),
     Strings(&'static str, &'s mut Option<Strings<'a>>),
-    Commands(&'s mut Option<Vec<BodyCommand<'a>>>),
+    Commands(&'s mut Option<Commands<'a>>),
 }
 
 trait Fields<'a> {
@@ -301,21 +312,21 @@ impl<'de> Visitor<'de> for ValueVisitor {
 trait Shape<'de>: Sized {
     type Value: Default;
 
-    /// Notes that the value is of another type.
-    fn wrong(&mut self);
+    /// Notes that the value is of another type, and stands in for it.
+    fn wrong(&mut self) -> Self::Value;
 
-    fn null(&mut self) {}
+    fn null(&mut self) -> Self::Value {
+        Self::Value::default()
+    }
 
     fn list<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<Self::Value, A::Error> {
         while seq.next_element::<IgnoredAny>()?.is_some() {}
-        self.wrong();
-        Ok(Self::Value::default())
+        Ok(self.wrong())
     }
 
     fn object<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self::Value, A::Error> {
         while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        self.wrong();
-        Ok(Self::Value::default())
+        Ok(self.wrong())
     }
 }
 
@@ -323,8 +334,7 @@ struct Shaped<S>(S);
 
 impl<'de, S: Shape<'de>> Shaped<S> {
     fn wrong<E>(mut self) -> Result<S::Value, E> {
-        self.0.wrong();
-        Ok(S::Value::default())
+        Ok(self.0.wrong())
     }
 }
 
@@ -344,8 +354,7 @@ impl<'de, S: Shape<'de>> Visitor<'de> for Shaped<S> {
     }
 
     fn visit_unit<E>(mut self) -> Result<Self::Value, E> {
-        self.0.null();
-        Ok(S::Value::default())
+        Ok(self.0.null())
     }
 
     fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
@@ -387,8 +396,9 @@ struct StringList<'e> {
 impl<'de> Shape<'de> for StringList<'_> {
     type Value = Strings<'de>;
 
-    fn wrong(&mut self) {
+    fn wrong(&mut self) -> Self::Value {
         self.errors.invalid(self.place.field(self.field), "this must be a list of strings");
+        Strings { faulty: true, ..Strings::default() }
     }
 
     fn list<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
@@ -405,6 +415,7 @@ impl<'de> Shape<'de> for StringList<'_> {
                 Err(detail) => {
                     self.errors.invalid(self.place.item(self.field, index), detail);
                     strings.items.push(Cow::Borrowed(b""));
+                    strings.faulty = true;
                 }
             }
         }
@@ -416,18 +427,19 @@ impl<'de> Shape<'de> for StringList<'_> {
 struct CommandList<'e>(&'e mut Errors);
 
 impl<'de> Shape<'de> for CommandList<'_> {
-    type Value = Vec<BodyCommand<'de>>;
+    type Value = Commands<'de>;
 
-    fn wrong(&mut self) {
+    fn wrong(&mut self) -> Self::Value {
         self.0.invalid("/commands", "this must be a list of objects with `command` and `args`");
+        Commands { faulty: true, ..Commands::default() }
     }
 
     fn list<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        let mut commands = Vec::new();
+        let mut commands = Commands::default();
         while let Some(command) =
-            seq.next_element_seed(Shaped(ListedCommand { index: commands.len(), errors: &mut *self.0 }))?
+            seq.next_element_seed(Shaped(ListedCommand { index: commands.items.len(), errors: &mut *self.0 }))?
         {
-            commands.push(command);
+            commands.items.push(command);
         }
         Ok(commands)
     }
@@ -440,21 +452,22 @@ struct ListedCommand<'e> {
 }
 
 impl<'de> Shape<'de> for ListedCommand<'_> {
-    type Value = BodyCommand<'de>;
+    type Value = Option<BodyCommand<'de>>;
 
-    fn wrong(&mut self) {
+    fn wrong(&mut self) -> Self::Value {
         let place = Place::Command(self.index).to_string();
         self.errors.invalid(place, "this must be an object with `command` and `args`");
+        None
     }
 
-    fn null(&mut self) {
-        self.wrong();
+    fn null(&mut self) -> Self::Value {
+        self.wrong()
     }
 
     fn object<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
         let mut command = BodyCommand::default();
         Object { place: Place::Command(self.index), errors: self.errors, fields: &mut command }.visit_map(map)?;
-        Ok(command)
+        Ok(Some(command))
     }
 }
 

@@ -1,1 +1,14 @@
+//! The promises of the README, each held against the real binary, a real Redis and real faults.
 
+#![expect(clippy::print_stderr, reason = "the logs of a sidecar are shown beside the failure of its test")]
+
+mod architecture;
+mod dead_letters;
+mod demo;
+mod harness;
+mod memory;
+mod order;
+mod outages;
+mod secrets;
+mod status;
+mod stored;

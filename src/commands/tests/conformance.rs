@@ -1,6 +1,6 @@
 //! Holds the table against a real server of the version that it is made for.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, io::Write as _};
 
 use fastrand::Rng;
 
@@ -154,12 +154,13 @@ fn for_each_command(mut check: impl FnMut(&mut Server, &str, &[Vec<u8>])) {
             *counts.get_mut(name).expect("an accepted command") += 1;
         }
     }
-    println!("{counts:?}");
+    let _ = writeln!(std::io::stdout(), "{counts:?}");
     assert!(counts.values().all(|count| *count >= 50), "a command was never tried: {counts:?}");
 }
 
 #[test]
 fn keys_and_written_flags_are_those_of_the_server() {
+    let mut misread = 0;
     for_each_command(|server, name, args| {
         let effects = lookup(name.as_bytes()).expect("accepted").effects(&borrowed(args));
         let effects = effects.unwrap_or_else(|fault| panic!("{name} {}: {fault:?}", shown(args)));
@@ -168,10 +169,41 @@ fn keys_and_written_flags_are_those_of_the_server() {
         let mut question = vec![b"COMMAND".to_vec(), b"GETKEYSANDFLAGS".to_vec(), name.as_bytes().to_vec()];
         question.extend_from_slice(args);
         let answer = server.call(&question);
+        if name == "PFMERGE" && args.len() == 1 {
+            // A destination alone is executed, but the server's own key specification wants a source.
+            assert!(answer.is_error());
+            assert_eq!(ours, [(args[0].clone(), true)]);
+            return;
+        }
         assert!(!answer.is_error(), "{name} {}: {answer:?}", shown(args));
         let theirs: Vec<_> = answer.list().iter().map(key_and_written).collect();
-        assert_eq!(ours, theirs, "{name} {}", shown(args));
+        if is_named_like_an_option(name, &ours) {
+            misread += usize::from(ours != theirs);
+        } else {
+            assert_eq!(ours, theirs, "{name} {}", shown(args));
+        }
     });
+    assert!(misread > 0, "the server reads these rightly by now; the exception can go");
+}
+
+/// The server's rules look for the words STORE and STOREDIST wherever they are, so that they take a destination of
+/// that name for an option and what follows for a key. The commands themselves do not: the next test.
+fn is_named_like_an_option(name: &str, keys: &[(Vec<u8>, bool)]) -> bool {
+    let like = |key: &[u8]| key.eq_ignore_ascii_case(b"STORE") || key.eq_ignore_ascii_case(b"STOREDIST");
+    let last = keys.last();
+    ["SORT", "GEORADIUS", "GEORADIUSBYMEMBER"].contains(&name) && last.is_some_and(|(key, _)| like(key))
+}
+
+#[test]
+fn a_destination_named_like_an_option_is_the_key_that_is_written() {
+    let mut server = Server::start();
+    for line in ["SORT l1 STORE STORE DESC", "GEORADIUS g0 10 20 900 km STORE STORE ASC"] {
+        populate(&mut server);
+        server.say("DEL STORE");
+        assert!(server.say(line).int() > 0, "{line}");
+        assert_eq!(server.say("EXISTS STORE"), Reply::Int(1), "{line}");
+        assert_eq!(server.say("EXISTS DESC ASC"), Reply::Int(0), "{line}");
+    }
 }
 
 fn key_and_written(reply: &Reply) -> (Vec<u8>, bool) {

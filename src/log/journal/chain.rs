@@ -15,6 +15,7 @@ use super::{
     checkpoint,
     disk::{DiskFile, DurableError, make_dirs, write_all_at},
     frame::{FRAME_HEADER_BYTES, FRAMES_START, Kind, Pair, Seed, SegmentHeader, encode_frame},
+    recovery::{self, RecoveryError},
     segment::{Home, Segment, SegmentName, fill_zeros},
     shelf::{Progress, Shelf},
 };
@@ -77,7 +78,15 @@ impl Chain {
         Self::recovered(home, Recovered::default())
     }
 
-    pub fn recovered(home: Arc<Home>, state: Recovered) -> Self {
+    /// Opens a journal that exists. `with_checkpoints` is false for tables.
+    pub fn open(home: Arc<Home>, with_checkpoints: bool) -> Result<Self, RecoveryError> {
+        let state = recovery::recover(&home, with_checkpoints)?;
+        let mut chain = Self::recovered(home, state);
+        chain.resume()?;
+        Ok(chain)
+    }
+
+    fn recovered(home: Arc<Home>, state: Recovered) -> Self {
         let segments = state.segments.iter().map(|(segment, _)| segment.clone()).collect();
         let growing = state.active.as_ref().map(|active| (active.segment.ordinal, active.end));
         let progress = Progress {
@@ -178,6 +187,18 @@ impl Chain {
         Ok(())
     }
 
+    /// Makes durable that numbers were skipped, lest the next process give them out. A full disk is no reason not to
+    /// start: then the next write says it.
+    fn resume(&mut self) -> Result<(), RecoveryError> {
+        if !self.state.resume {
+            return Ok(());
+        }
+        match self.write(0, 0, Purpose::Reserve, |_, _| ()) {
+            Ok(()) | Err(WriteError::Full | WriteError::Refused(_)) => Ok(()),
+            Err(WriteError::Poisoned(source)) => Err(RecoveryError::Io { path: self.home.dir.clone(), source }),
+        }
+    }
+
     /// Gives memory back while there is nothing to do.
     pub fn shrink(&mut self) {
         const KEPT: usize = 16 * 1024;
@@ -248,8 +269,9 @@ impl Chain {
             .as_ref()
             .map_or(0, |checkpoint| (checkpoint::OVERHEAD_BYTES + checkpoint.state.len()) as u64);
         let segment_bytes = self.home.shape.segment_bytes;
+        // What was skipped is said where it was skipped: the next segment's first number would look like a loss.
         let fits = self.state.active.as_ref().is_some_and(|active| {
-            active.end == FRAMES_START || active.end + bytes + resume <= segment_bytes.max(FRAMES_START)
+            self.state.resume || active.end == FRAMES_START || active.end + bytes <= segment_bytes
         });
         if !fits {
             self.roll(purpose)?;
@@ -295,10 +317,9 @@ impl Chain {
     /// Starts the next segment.
     fn roll(&mut self, purpose: Purpose) -> Result<(), WriteError> {
         let log_id = self.make_home()?;
-        let mut nonce = [0; 16];
-        fastrand::fill(&mut nonce);
         let last = self.state.segments.back().map_or(0, |(segment, _)| segment.ordinal);
-        let mut header = SegmentHeader { log_id, nonce, ordinal: last + 1, first_seq: self.state.next_seq };
+        let mut header =
+            SegmentHeader { log_id, nonce: random_id(), ordinal: last + 1, first_seq: self.state.next_seq };
         if !self.home.account.take(FRAMES_START, purpose) {
             return Err(WriteError::Full);
         }
@@ -353,8 +374,7 @@ impl Chain {
             return Ok(log_id);
         }
         let (disk, dir) = (&*self.home.disk, &self.home.dir);
-        let mut log_id = [0; 16];
-        fastrand::fill(&mut log_id);
+        let log_id = random_id();
         let made = make_dirs(disk, dir).and_then(|()| write_meta(&self.home, log_id));
         made.map_err(|error| match error {
             // Nothing was stored: the next write tries again.
@@ -405,6 +425,13 @@ impl Chain {
     }
 }
 
+/// Random enough to be unlike any other; not a secret.
+pub fn random_id() -> [u8; 16] {
+    let mut id = [0; 16];
+    fastrand::fill(&mut id);
+    id
+}
+
 /// Writes the file that says which log the segments of a directory belong to: a segment's header that stands alone.
 pub fn write_meta(home: &Home, log_id: [u8; 16]) -> Result<(), DurableError> {
     let path = home.dir.join(META);
@@ -415,7 +442,8 @@ pub fn write_meta(home: &Home, log_id: [u8; 16]) -> Result<(), DurableError> {
     };
     let file = file.map_err(DurableError::Refused)?;
     write_all_at(&*file, &header.encode(), 0).map_err(DurableError::Refused)?;
-    file.sync_data().and_then(|()| home.disk.sync_dir(&home.dir)).map_err(DurableError::Sync)
+    // All names above it too: the process that made them may have died before it synced them.
+    file.sync_data().and_then(|()| home.sync_names()).map_err(DurableError::Sync)
 }
 
 fn refusal(error: io::Error) -> WriteError {

@@ -111,12 +111,14 @@ impl Inbox {
     /// Queues anything else; false where the journal is closed.
     pub fn ask(&self, work: Work) -> bool {
         let mut state = self.lock();
-        if !state.closed {
-            state.work.push_back(work);
-            self.wake_writer(state);
-            return true;
+        if state.closed {
+            return false;
         }
-        false
+        // A commit that nobody waits for any more would only pile up behind a disk that hangs.
+        state.work.retain(|queued| !matches!(queued, Work::Commit { answer, .. } if answer.is_closed()));
+        state.work.push_back(work);
+        self.wake_writer(state);
+        true
     }
 
     /// Takes no more work. What is queued is still done.
@@ -242,5 +244,123 @@ impl Drop for Ticket {
         } else if let Some(place) = self.place {
             answering.sleepers[place] = None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::pin,
+        sync::atomic::{AtomicUsize, Ordering},
+        task::Wake,
+    };
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::log::journal::frame::{Kind, Pair};
+
+    #[derive(Default)]
+    struct Counter(AtomicUsize);
+
+    impl Wake for Counter {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn append(inbox: &Inbox, bytes: usize) -> Result<Ticket, AppendError> {
+        let pair = Pair { first: Bytes::new(), second: Bytes::new() };
+        inbox.append(std::iter::once((Kind::Record, pair)), bytes)
+    }
+
+    fn take_batch(inbox: &Inbox) -> Batch {
+        match inbox.take(|| ()) {
+            Some(Work::Append(batch)) => batch,
+            _ => panic!("a batch was queued"),
+        }
+    }
+
+    /// Tickets of one batch, each polled once by its own task.
+    fn waiting(inbox: &Inbox, count: usize) -> Vec<(Pin<Box<Ticket>>, Arc<Counter>)> {
+        let wait = |_| {
+            let mut ticket = Box::pin(append(inbox, 10).expect("there is room"));
+            let counter = Arc::new(Counter::default());
+            assert!(ticket.as_mut().poll(&mut Context::from_waker(&counter.clone().into())).is_pending());
+            (ticket, counter)
+        };
+        (0..count).map(wait).collect()
+    }
+
+    fn woken(waiting: &[(Pin<Box<Ticket>>, Arc<Counter>)]) -> Vec<usize> {
+        let woken =
+            |(at, (_, counter)): (usize, &(_, Arc<Counter>))| (counter.0.load(Ordering::Relaxed) > 0).then_some(at);
+        waiting.iter().enumerate().filter_map(woken).collect()
+    }
+
+    #[test]
+    fn answered_batch_wakes_one_and_that_one_the_others() {
+        let inbox = Inbox::default();
+        let mut waiting = waiting(&inbox, 64);
+        take_batch(&inbox).answer(Ok(100));
+        let [first] = woken(&waiting)[..] else { panic!("{:?} were woken", woken(&waiting)) };
+        let mut context = Context::from_waker(Waker::noop());
+        assert_eq!(waiting[first].0.as_mut().poll(&mut context), Poll::Ready(Ok(100 + first as u64)));
+        assert_eq!(woken(&waiting).len(), 64);
+        for (at, (ticket, _)) in waiting.iter_mut().enumerate() {
+            assert_eq!(ticket.as_mut().poll(&mut context), Poll::Ready(Ok(100 + at as u64)));
+        }
+    }
+
+    #[test]
+    fn giving_up_passes_the_wake_up_on() {
+        let inbox = Inbox::default();
+        let mut waiting = waiting(&inbox, 3);
+        drop(waiting.remove(1));
+        take_batch(&inbox).answer(Ok(0));
+        let [first] = woken(&waiting)[..] else { panic!("{:?} were woken", woken(&waiting)) };
+        drop(waiting.remove(first));
+        assert_eq!(woken(&waiting), [0]);
+    }
+
+    #[test]
+    fn batch_that_is_dropped_leaves_nobody_waiting() {
+        let inbox = Inbox::default();
+        let ticket = pin!(append(&inbox, 10).expect("there is room"));
+        drop(take_batch(&inbox));
+        assert_eq!(ticket.poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(AppendError::FateUnknown)));
+    }
+
+    #[test]
+    fn what_waits_is_written_in_few_batches() {
+        let inbox = Inbox::default();
+        let tickets: Vec<Ticket> = (0..1500).map(|_| append(&inbox, 10).expect("there is room")).collect();
+        assert_eq!([take_batch(&inbox).items.len(), take_batch(&inbox).items.len()], [MAX_BATCH_ITEMS, 476]);
+        drop(tickets);
+    }
+
+    #[test]
+    fn bytes_that_wait_are_bounded_until_they_are_taken() {
+        let inbox = Inbox::default();
+        let _tickets: Vec<Ticket> = (0..7).map(|_| append(&inbox, 1 << 20).expect("there is room")).collect();
+        assert!(matches!(append(&inbox, 1 << 20), Err(AppendError::Full { .. })));
+        drop(take_batch(&inbox));
+        assert!(append(&inbox, 1 << 20).is_ok());
+    }
+
+    #[test]
+    fn commit_that_nobody_waits_for_is_not_made() {
+        let inbox = Inbox::default();
+        let commit = |watermark| {
+            let (answer, committed) = oneshot::channel();
+            let checkpoint = Checkpoint { watermark, state: Bytes::new() };
+            assert!(inbox.ask(Work::Commit { epoch: Epoch(1), checkpoint, answer }));
+            committed
+        };
+        drop(commit(1));
+        let _waiting = commit(2);
+        inbox.close();
+        assert!(matches!(inbox.take(|| ()), Some(Work::Commit { checkpoint, .. }) if checkpoint.watermark == 2));
+        assert!(inbox.take(|| ()).is_none());
     }
 }

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, io, ops::Range, path::PathBuf, sync::Arc};
 
 use super::{
     audit::Audit,
-    chain::{Active, META, Recovered, write_meta},
+    chain::{Active, META, Recovered, random_id, write_meta},
     checkpoint,
     disk::{DiskFile, DurableError, FileKind, read_full_at},
     frame::{FRAME_HEADER_BYTES, FRAMES_START, FoundHeader, Kind, Pair, Seed, SegmentHeader},
@@ -61,12 +61,14 @@ pub fn recover(home: &Arc<Home>, with_checkpoints: bool) -> Result<Recovered, Re
         home.report.lost(oldest, watermark..oldest.first_seq, None);
     }
     // The names too may be those of a process that died before it made them durable.
-    home.disk.sync_dir(&home.dir).map_err(|source| io_error(&home.dir, source))?;
+    home.sync_names().map_err(|source| io_error(&home.dir, source))?;
     Ok(state)
 }
 
 struct Found {
     meta: FoundHeader,
+    /// Both copies in META are there and the same.
+    meta_is_whole: bool,
     segments: Vec<FoundSegment>,
 }
 
@@ -85,7 +87,7 @@ struct Sorted {
 }
 
 fn look_around(home: &Home) -> Result<Found, RecoveryError> {
-    let mut found = Found { meta: FoundHeader::Unreadable, segments: Vec::new() };
+    let mut found = Found { meta: FoundHeader::Unreadable, meta_is_whole: false, segments: Vec::new() };
     for listed in home.disk.list(&home.dir).map_err(|source| io_error(&home.dir, source))? {
         let path = home.dir.join(&listed.name);
         match listed.kind {
@@ -120,7 +122,12 @@ fn look_at(home: &Home, name: &str, path: PathBuf, found: &mut Found) -> Result<
         return Err(RecoveryError::NewerFormat { path, version });
     }
     match parsed {
-        None => found.meta = header,
+        None => {
+            // The process before may have died between writing it and syncing it.
+            file.sync_data().map_err(|source| io_error(&path, source))?;
+            found.meta = header;
+            found.meta_is_whole = matches!(header, FoundHeader::Valid(header) if header.encode() == head);
+        }
         Some(name) => {
             let unused =
                 header == FoundHeader::Unreadable && is_zero(&*file, size).map_err(|source| io_error(&path, source))?;
@@ -146,29 +153,31 @@ fn is_zero(file: &dyn DiskFile, size: u64) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Which log the directory is: as its META file says, else as most of its segments do.
+/// Which log the directory is: as its META file says, else as most of its segments do. Mends META: were its copies to
+/// differ, losing one would change the answer.
 fn identify(home: &Home, found: &Found) -> Result<[u8; 16], RecoveryError> {
-    if let FoundHeader::Valid(header) = found.meta {
-        return Ok(header.log_id);
+    let log_id = match found.meta {
+        FoundHeader::Valid(header) => header.log_id,
+        FoundHeader::Newer(_) | FoundHeader::Unreadable => vote(&found.segments).unwrap_or_else(random_id),
+    };
+    if !found.meta_is_whole {
+        match write_meta(home, log_id) {
+            Err(DurableError::Sync(source)) => return Err(io_error(&home.dir.join(META), source)),
+            // A full disk is no reason not to start: the segments say the same.
+            Ok(()) | Err(DurableError::Refused(_)) => {}
+        }
     }
+    Ok(log_id)
+}
+
+fn vote(segments: &[FoundSegment]) -> Option<[u8; 16]> {
     let mut votes: BTreeMap<[u8; 16], usize> = BTreeMap::new();
-    for segment in &found.segments {
+    for segment in segments {
         if let FoundHeader::Valid(header) = segment.header {
             *votes.entry(header.log_id).or_default() += 1;
         }
     }
-    let log_id = votes.into_iter().max_by_key(|(_, votes)| *votes).map_or_else(
-        || {
-            let mut log_id = [0; 16];
-            fastrand::fill(&mut log_id);
-            log_id
-        },
-        |(log_id, _)| log_id,
-    );
-    write_meta(home, log_id).map_err(|error| match error {
-        DurableError::Refused(source) | DurableError::Sync(source) => io_error(&home.dir.join(META), source),
-    })?;
-    Ok(log_id)
+    votes.into_iter().max_by_key(|(_, votes)| *votes).map(|(log_id, _)| log_id)
 }
 
 /// Brings the segments into order, by what their headers say, and leaves out what does not belong to them.

@@ -20,6 +20,8 @@ use super::{
 
 /// Where a journal or table lives, and by which measures: what its writer and its readers share.
 pub struct Home {
+    /// The directory that is locked, above or at `dir`.
+    pub root: PathBuf,
     pub dir: PathBuf,
     pub disk: Arc<dyn Disk>,
     pub shape: Shape,
@@ -28,6 +30,14 @@ pub struct Home {
     pub aside: Aside,
     #[cfg(test)]
     pub bug: Option<super::tests::model::Bug>,
+}
+
+impl Home {
+    /// Makes the names durable that lead from the root to the journal's files.
+    pub fn sync_names(&self) -> io::Result<()> {
+        let below_root = |dir: &&Path| dir.starts_with(&self.root);
+        self.dir.ancestors().take_while(below_root).try_for_each(|dir| self.disk.sync_dir(dir))
+    }
 }
 
 /// Sizes in bytes.

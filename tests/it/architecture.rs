@@ -1,0 +1,49 @@
+//! Which part may name which library. The three sentences that ARCHITECTURE.md opens with.
+
+use std::path::{Path, PathBuf};
+
+fn sources(dir: &Path) -> Vec<PathBuf> {
+    let entries =
+        std::fs::read_dir(dir).expect("the sources are there").map(|entry| entry.expect("it can be read").path());
+    entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
+}
+
+/// The files outside of `allowed` that use one of the crates, comments aside.
+fn offenders(crates: &[&str], allowed: &[&str]) -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    for path in sources(&root) {
+        let name = path.strip_prefix(&root).expect("it lies there").with_extension("").display().to_string();
+        let is_allowed = |part: &&str| name == **part || name.starts_with(&format!("{part}/"));
+        if allowed.iter().any(|part| is_allowed(&part)) {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).expect("sources are text");
+        let code = text.lines().map(|line| line.split("//").next().unwrap_or_default());
+        let names = |line: &str| {
+            crates.iter().any(|name| line.contains(&format!("{name}::")) || line.contains(&format!("use {name};")))
+        };
+        if code.into_iter().any(names) {
+            found.push(name);
+        }
+    }
+    found
+}
+
+#[test]
+fn redis_is_named_by_the_target_alone() {
+    assert_eq!(offenders(&["deadpool_redis", "redis"], &["target"]), [""; 0]);
+}
+
+#[test]
+fn http_is_named_by_the_api_and_the_composition_root_alone() {
+    assert_eq!(
+        offenders(&["axum", "utoipa", "utoipa_axum", "utoipa_swagger_ui"], &["api", "app", "dashboard"]),
+        [""; 0]
+    );
+}
+
+#[test]
+fn kafka_is_named_by_its_log_alone() {
+    assert_eq!(offenders(&["rskafka", "kafka_protocol"], &["log/kafka"]), [""; 0]);
+}

@@ -1,0 +1,24 @@
+//! `redrive demo`, as a newcomer runs it.
+
+use std::process::Command;
+
+#[test]
+fn demonstration_keeps_its_promises_and_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let output = Command::new(env!("CARGO_BIN_EXE_redrive"))
+        .args(["demo", "--tasks", "3000"])
+        .env("TMPDIR", dir.path())
+        .output()
+        .expect("the binary runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    let row = |name: &str| {
+        let line = said.lines().find(|line| line.trim_start().starts_with(name)).unwrap_or_else(|| panic!("{said}"));
+        line.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit())).map(str::to_owned)
+    };
+    assert_eq!(row("accepted").as_deref(), Some("4,001"));
+    assert_eq!(row("applied").as_deref(), Some("4,000"));
+    assert_eq!(row("lost").as_deref(), Some("0"));
+    assert!(said.contains("demo-poison"), "{said}");
+    assert_eq!(std::fs::read_dir(dir.path()).expect("the directory is there").count(), 0);
+}

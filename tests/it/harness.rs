@@ -1,0 +1,49 @@
+//! What the tests drive: the real binary, real Redis servers, and a fault proxy between the two.
+//!
+//! Everything listens on free ports of the loopback, lives in a temporary directory, and ends with the test, however
+//! the test ends.
+
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
+
+pub mod http;
+pub mod proxy;
+pub mod redis;
+pub mod resp;
+pub mod sidecar;
+pub mod task;
+
+pub use http::Answer;
+pub use proxy::Proxy;
+pub use redis::Redis;
+pub use sidecar::Sidecar;
+pub use task::{rpush, set, simple};
+
+/// How long anything may take that happens at once on a machine with nothing else to do.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Polls until there is something; fails the test with `what` when there is nothing for too long.
+pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "still waiting for: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Polls until it is so.
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    wait_for(what, || is_so().then_some(()));
+}
+
+/// A command whose process dies with the thread that starts it, also when that thread's process is killed.
+fn mortal(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", program]);
+    command
+}

@@ -1,0 +1,229 @@
+//! The real binary.
+
+use std::{
+    io::{self, BufRead, BufReader},
+    process::{Child, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    time::Instant,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{Answer, PATIENCE, http, mortal, wait_for, wait_until};
+
+/// A sidecar with a data directory of its own; ended when dropped.
+pub struct Sidecar {
+    child: Child,
+    data_dir: TempDir,
+    args: Vec<String>,
+    /// What it has written so far, over all its lives.
+    lines: Arc<Mutex<Vec<String>>>,
+    port: u16,
+    ops_port: u16,
+}
+
+/// Where a sidecar is asked; may go to other threads while the sidecar itself is killed and started again.
+#[derive(Clone, Copy)]
+pub struct Address(u16);
+
+impl Address {
+    /// An error: no answer, so the task is stored or not.
+    pub fn post(self, task: &Value) -> io::Result<Answer> {
+        http::ask(self.0, "POST", "/tasks", &[], &task.to_string())
+    }
+
+    pub fn batch(self, tasks: &[Value]) -> io::Result<Answer> {
+        http::ask(self.0, "POST", "/tasks/batch", &[], &json!({"tasks": tasks}).to_string())
+    }
+}
+
+impl Sidecar {
+    /// Starts one for the Redis at `url`, and waits until it takes tasks. `args` are further flags of `serve`.
+    pub fn start(url: &str, args: &[&str]) -> Self {
+        let mut all = vec!["--redis-url".to_owned(), url.to_owned()];
+        all.extend(args.iter().map(|&arg| arg.to_owned()));
+        let data_dir = tempfile::tempdir().expect("a temporary directory can be made");
+        let lines = Arc::default();
+        let child = spawn(&data_dir, &all, &lines);
+        let mut sidecar = Self { child, data_dir, args: all, lines, port: 0, ops_port: 0 };
+        sidecar.wait_for_ports(0);
+        sidecar
+    }
+
+    pub fn kill9(&mut self) {
+        self.child.kill().expect("the child is ours to kill");
+        self.child.wait().expect("the child is ours to wait for");
+    }
+
+    /// Starts it again on the same data directory, after it has ended.
+    pub fn restart(&mut self) {
+        let before = self.logs().len();
+        self.child = spawn(&self.data_dir, &self.args, &self.lines);
+        self.wait_for_ports(before);
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    pub fn term(&mut self) -> ExitStatus {
+        self.signal_term();
+        self.wait()
+    }
+
+    pub fn signal_term(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("the child is ours to signal");
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        wait_for("the sidecar to end", || self.child.try_wait().expect("the child is ours to wait for"))
+    }
+
+    pub fn address(&self) -> Address {
+        Address(self.port)
+    }
+
+    /// Sends a task, which must be accepted.
+    pub fn post(&self, task: &Value) -> Answer {
+        let answer = self.try_post(task).expect("the sidecar answers");
+        assert_eq!(answer.status, 202, "{}", answer.body);
+        answer
+    }
+
+    pub fn try_post(&self, task: &Value) -> io::Result<Answer> {
+        self.address().post(task)
+    }
+
+    /// Sends tasks, all of which must be accepted.
+    pub fn batch(&self, tasks: &[Value]) {
+        let answer = self.address().batch(tasks).expect("the sidecar answers");
+        assert_eq!(answer.status, 202, "{}", answer.body);
+    }
+
+    pub fn get(&self, id: &str) -> Answer {
+        http::ask(self.port, "GET", &format!("/tasks/{id}"), &[], "").expect("the sidecar answers")
+    }
+
+    /// Asks the ops plane.
+    pub fn ops(&self, path: &str) -> Answer {
+        http::ask(self.ops_port, "GET", path, &[], "").expect("the sidecar answers")
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.ops("/readyz").status == 200
+    }
+
+    /// The value of a series as it is written in the exposition, labels included.
+    pub fn metric(&self, series: &str) -> f64 {
+        let text = self.ops("/metrics").body;
+        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("no {series} in\n{text}")).parse().expect("values are numbers")
+    }
+
+    pub fn settled(&self, outcome: &str) -> u64 {
+        self.metric(&format!(r#"redrive_tasks_settled_total{{outcome="{outcome}",target="default"}}"#)) as u64
+    }
+
+    /// Executions on Redis that ended like that.
+    pub fn attempts(&self, class: &str) -> u64 {
+        self.metric(&format!(r#"redrive_attempts_total{{class="{class}",target="default"}}"#)) as u64
+    }
+
+    /// What is kept of a dead task; none while it is not dead.
+    pub fn dead_letter(&self, id: &str) -> Option<Value> {
+        let answer = self.ops(&format!("/admin/v1/dead-letters/{id}"));
+        assert!(matches!(answer.status, 200 | 404), "{}: {}", answer.status, answer.body);
+        (answer.status == 200).then(|| answer.json())
+    }
+
+    /// Waits until everything that was accepted is settled.
+    pub fn wait_until_done(&self) {
+        wait_until("everything to be settled", || self.metric("kafka_consumer_lag") == 0.0);
+    }
+
+    pub fn logs(&self) -> Vec<String> {
+        self.lines.lock().expect("nothing panics while it holds this").clone()
+    }
+
+    /// The log lines whose message contains the text.
+    pub fn logged(&self, text: &str) -> Vec<Value> {
+        let message = |line: &Value| line["message"].as_str().is_some_and(|message| message.contains(text));
+        self.logs().iter().filter_map(|line| serde_json::from_str(line).ok()).filter(message).collect()
+    }
+
+    pub fn wait_for_log(&self, text: &str) -> Value {
+        wait_for(&format!("a log line with: {text}"), || self.logged(text).pop())
+    }
+
+    /// The memory that the process takes now.
+    pub fn resident_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).expect("a running process has a status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the status says VmRSS");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("VmRSS is a number of kB");
+        kib * 1024
+    }
+
+    /// Both listeners say where they are; the ops plane is the last to do so.
+    fn wait_for_ports(&mut self, before: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let lines = self.logs();
+            let find = |start: &str| lines[before..].iter().find_map(|line| port_after(line, start));
+            if let (Some(port), Some(ops_port)) = (find("Taking tasks on "), find("admin API are on ")) {
+                (self.port, self.ops_port) = (port, ops_port);
+                return;
+            }
+            let ended = self.child.try_wait().expect("the child is ours to wait for");
+            assert!(ended.is_none(), "the sidecar ended ({ended:?}): {:?}", lines.last());
+            assert!(Instant::now() < deadline, "the sidecar does not start");
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            // Shown by the test harness beside the failure.
+            let lines = self.logs();
+            for line in &lines[lines.len().saturating_sub(40)..] {
+                eprintln!("{line}");
+            }
+        }
+    }
+}
+
+fn port_after(line: &str, start: &str) -> Option<u16> {
+    let (_, rest) = line.split_once(&format!("{start}http://127.0.0.1:"))?;
+    let digits = rest.find(|found: char| !found.is_ascii_digit())?;
+    rest[..digits].parse().ok()
+}
+
+fn spawn(data_dir: &TempDir, args: &[String], lines: &Arc<Mutex<Vec<String>>>) -> Child {
+    let mut child = mortal(env!("CARGO_BIN_EXE_redrive"))
+        .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--journal-allow-volatile"])
+        .arg("--data-dir")
+        .arg(data_dir.path())
+        .args(args)
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("setpriv is installed, and the binary is built");
+    collect(child.stdout.take().expect("it is piped"), lines.clone());
+    collect(child.stderr.take().expect("it is piped"), lines.clone());
+    child
+}
+
+/// Keeps what a child writes, in a thread that ends with the child.
+fn collect(from: impl io::Read + Send + 'static, lines: Arc<Mutex<Vec<String>>>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            lines.lock().expect("nothing panics while it holds this").push(line);
+        }
+    });
+}
