@@ -126,8 +126,7 @@ fn head_of(received: &[u8]) -> Option<(u16, usize)> {
     let end = received.windows(4).position(|four| four == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&received[..end]).ok()?;
     let status = head.get(9..12)?.parse().ok()?;
-    let length: usize =
-        head.split("\r\n").find_map(|line| line.strip_prefix("content-length: "))?.parse().ok()?;
+    let length: usize = head.split("\r\n").find_map(|line| line.strip_prefix("content-length: "))?.parse().ok()?;
     Some((status, end + 4 + length))
 }
 

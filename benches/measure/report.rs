@@ -109,5 +109,7 @@ fn machine() -> String {
     let redis = said_by("redis-server", &["--version"]);
     let redis = redis.split_whitespace().nth(2).unwrap_or_default().replace("v=", "");
     let date = said_by("date", &["-u", "+%Y-%m-%d"]);
-    format!("Measured on {date}: {count} CPUs ({model}), Linux {kernel}, Redis {redis}; the load driver, the servers and Redis share them.")
+    format!(
+        "Measured on {date}: {count} CPUs ({model}), Linux {kernel}, Redis {redis}; the load driver, the servers and Redis share them."
+    )
 }

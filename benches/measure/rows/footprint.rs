@@ -55,8 +55,18 @@ pub async fn measure(scratch: &Path, report: &mut Report) -> anyhow::Result<()> 
         tokio::time::sleep(Duration::from_secs(1)).await;
         after.push(sidecar.process.kilobytes("VmHWM") as f64 / 1024.0);
     }
-    report.gate("start on that backlog to the first 202, ms", &backlog.show(0), "at most 500", backlog.median() <= 500.0);
-    report.gate("most memory after that start, MB", &after.show(1), &format!("at most {limit:.1}"), after.median() <= limit);
+    report.gate(
+        "start on that backlog to the first 202, ms",
+        &backlog.show(0),
+        "at most 500",
+        backlog.median() <= 500.0,
+    );
+    report.gate(
+        "most memory after that start, MB",
+        &after.show(1),
+        &format!("at most {limit:.1}"),
+        after.median() <= limit,
+    );
 
     let redis_address = free_address()?;
     let (redis_process, mut redis) = processes::redis(redis_address, scratch).await?;
