@@ -352,9 +352,16 @@ pub trait Log: Send + Sync {
         checkpoint: Checkpoint,
     ) -> BoxFuture<'a, Result<(), CommitError>>;
 
-    /// The records appended last, oldest first, at most `max_records` of them and `max_bytes` together: what a memory
-    /// of recent tasks is filled from. Reads from disk: call it before serving. A queue that does not exist has none.
-    fn tail(&self, queue: &QueueName, max_records: usize, max_bytes: usize) -> Result<Vec<Entry>, ReadError>;
+    /// Shows the records appended last, oldest first, at most `max_records` of them and `max_bytes` together: what a
+    /// memory of recent tasks is filled from. Reads from disk: call it before serving. A queue that does not exist has
+    /// none.
+    fn tail(
+        &self,
+        queue: &QueueName,
+        max_records: usize,
+        max_bytes: usize,
+        visit: &mut dyn FnMut(Entry),
+    ) -> Result<(), ReadError>;
 
     /// What each partition that exists holds.
     fn depth(&self) -> Vec<Depth>;

@@ -74,13 +74,13 @@ impl Queues {
     pub fn refill(&self) -> Result<(), ReadError> {
         let mut recent = self.recent();
         for depth in self.log.depth() {
-            for entry in self.log.tail(&depth.partition.queue, REFILL_RECORDS, REFILL_BYTES)? {
+            self.log.tail(&depth.partition.queue, REFILL_RECORDS, REFILL_BYTES, &mut |entry| {
                 // What cannot be read here is found again, and reported, by the consumer.
-                let Ok(envelope) = Envelope::decode(&entry.record) else { continue };
+                let Ok(envelope) = Envelope::decode(&entry.record) else { return };
                 let done = entry.offset < depth.finished;
                 let progress = if done { Progress::Settled(None) } else { Progress::Stored };
                 recent.remember(envelope.identity, envelope.accepted_at, Durability::Local, progress);
-            }
+            })?;
         }
         Ok(())
     }

@@ -15,15 +15,15 @@ impl Prepared {
     /// `value` is what the task was parsed from. None: the task must be parsed again when it is sent.
     pub fn of(task: &Task<'_>, value: &[u8]) -> Option<Self> {
         let Operation::Simple(command) = &task.operation else { return None };
-        let place = |arg: &Cow<'_, [u8]>| match arg {
-            Cow::Borrowed(arg) => place_in(value, arg),
-            Cow::Owned(_) => None,
-        };
-        let args = command.args.iter().map(place).collect::<Option<_>>()?;
-        Some(Self { command: command.spec.name, args })
+        let mut args = Vec::with_capacity(command.args.len());
+        for arg in &command.args {
+            let Cow::Borrowed(arg) = arg else { return None };
+            args.push(place_in(value, arg)?);
+        }
+        Some(Self { command: command.spec.name, args: args.into() })
     }
 
-    pub fn args<'v>(&self, value: &'v [u8]) -> impl Iterator<Item = &'v [u8]> {
+    pub fn args<'v>(&self, value: &'v [u8]) -> impl Iterator<Item = &'v [u8]> + Clone {
         self.args.iter().map(move |(start, len)| &value[*start as usize..][..*len as usize])
     }
 

@@ -42,11 +42,15 @@ pub enum Keys {
 }
 
 impl Keys {
-    pub fn new(mut hashes: Vec<u64>) -> Self {
+    /// One key, the usual case, takes no allocation.
+    pub fn new(hashes: impl IntoIterator<Item = u64>) -> Self {
+        let mut hashes = hashes.into_iter();
+        let Some(first) = hashes.next() else { return Self::Barrier };
+        let Some(second) = hashes.next() else { return Self::One(first) };
+        let mut hashes: Vec<u64> = [first, second].into_iter().chain(hashes).collect();
         hashes.sort_unstable();
         hashes.dedup();
         match hashes.as_slice() {
-            [] => Self::Barrier,
             [one] => Self::One(*one),
             _ => Self::Many(hashes.into()),
         }

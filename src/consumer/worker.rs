@@ -361,8 +361,8 @@ impl Worker {
             return;
         };
         // The record is a slice of what was read with it, which one waiting task must not keep in memory.
-        envelope.value = bytes::Bytes::copy_from_slice(&envelope.value);
-        let value = envelope.value.clone();
+        let value = std::mem::take(&mut envelope.value);
+        envelope.value = bytes::Bytes::copy_from_slice(&value);
         let task = match Task::parse(&value, &self.rules, envelope.accepted_at) {
             Ok(task) => task,
             Err(refusal) => {
@@ -377,12 +377,10 @@ impl Worker {
             .operation
             .units()
             .map(|unit| {
-                let mut hashes: Vec<u64> = unit.keys.iter().map(|key| xxhash_rust::xxh3::xxh3_64(key.bytes)).collect();
+                let hashes = unit.keys.iter().map(|key| xxhash_rust::xxh3::xxh3_64(key.bytes));
                 // A unit whose keys are not known stays a barrier: the ordering key adds an order and removes none.
-                if !unit.is_barrier() {
-                    hashes.extend(ordering_key);
-                }
-                (Keys::new(hashes), task.idempotent || unit.class == Class::Idempotent)
+                let ordering_key = ordering_key.filter(|_| !unit.is_barrier());
+                (Keys::new(hashes.chain(ordering_key)), task.idempotent || unit.class == Class::Idempotent)
             })
             .collect();
         let entry = Entry {

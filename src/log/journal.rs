@@ -513,11 +513,17 @@ impl Log for JournalLog {
         Box::pin(self.inner.commit(partition, epoch, checkpoint))
     }
 
-    fn tail(&self, queue: &QueueName, max_records: usize, max_bytes: usize) -> Result<Vec<Entry>, ReadError> {
+    fn tail(
+        &self,
+        queue: &QueueName,
+        max_records: usize,
+        max_bytes: usize,
+        visit: &mut dyn FnMut(Entry),
+    ) -> Result<(), ReadError> {
         let Some(writer) = self.inner.queue(queue) else {
-            return Ok(Vec::new());
+            return Ok(());
         };
-        reader::tail(&writer.home, &writer.shelf, max_records, max_bytes)
+        reader::tail(&writer.home, &writer.shelf, max_records, max_bytes, visit)
             .map_err(|error| ReadError::Unavailable { reason: error.to_string() })
     }
 

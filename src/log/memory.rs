@@ -221,7 +221,13 @@ impl Log for MemoryLog {
         Box::pin(async move { self.shared.commit(partition, epoch, checkpoint) })
     }
 
-    fn tail(&self, queue: &QueueName, max_records: usize, max_bytes: usize) -> Result<Vec<Entry>, ReadError> {
+    fn tail(
+        &self,
+        queue: &QueueName,
+        max_records: usize,
+        max_bytes: usize,
+        visit: &mut dyn FnMut(Entry),
+    ) -> Result<(), ReadError> {
         let state = self.shared.lock();
         let records = state.queues.get(queue).map_or(&[][..], |queue| &queue.records);
         let mut bytes = 0;
@@ -232,7 +238,8 @@ impl Log for MemoryLog {
         let count = records.iter().rev().take(max_records).take_while(fits).count();
         let first = records.len() - count;
         let entry = |(offset, record): (u64, &Record)| Entry { offset, record: record.clone() };
-        Ok((first as u64..).zip(&records[first..]).map(entry).collect())
+        (first as u64..).zip(&records[first..]).map(entry).for_each(visit);
+        Ok(())
     }
 
     fn depth(&self) -> Vec<Depth> {

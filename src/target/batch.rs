@@ -70,7 +70,7 @@ impl Batch {
     }
 
     /// One command. A name of two words is a name and a first argument.
-    pub fn push_command<'a>(&mut self, name: &str, args: impl Iterator<Item = &'a [u8]>) {
+    pub fn push_command<'a>(&mut self, name: &str, args: impl Iterator<Item = &'a [u8]> + Clone) {
         let command = self.command(name, args);
         self.push(command, Unit::Command);
     }
@@ -78,7 +78,7 @@ impl Batch {
     /// Commands that are executed without anything between them, as one unit.
     pub fn push_atomic<'a, A>(&mut self, commands: impl Iterator<Item = (&'a str, A)>)
     where
-        A: Iterator<Item = &'a [u8]>,
+        A: Iterator<Item = &'a [u8]> + Clone,
     {
         self.pipeline.cmd("MULTI");
         let mut members = 0;
@@ -116,8 +116,9 @@ impl Batch {
         self.units.push(unit);
     }
 
-    fn command<'a>(&mut self, name: &str, args: impl Iterator<Item = &'a [u8]>) -> Cmd {
-        let mut command = Cmd::new();
+    fn command<'a>(&mut self, name: &str, args: impl Iterator<Item = &'a [u8]> + Clone) -> Cmd {
+        let (count, bytes) = args.clone().fold((1, name.len()), |(count, bytes), arg| (count + 1, bytes + arg.len()));
+        let mut command = Cmd::with_capacity(count, bytes);
         self.append(&mut command, std::iter::once(name.as_bytes()));
         self.append(&mut command, args);
         command

@@ -116,69 +116,87 @@ impl Reader for JournalReader {
     }
 }
 
-/// The records appended last, oldest first: at most `max_records` of them and `max_bytes` together.
-pub fn tail(home: &Home, shelf: &Shelf, max_records: usize, max_bytes: usize) -> io::Result<Vec<Entry>> {
-    let mut entries: VecDeque<Entry> = VecDeque::new();
-    let mut bytes = 0;
+/// Shows the records appended last, oldest first: at most `max_records` of them and `max_bytes` together. Reads them
+/// twice, first to learn where they begin: so none has to be kept.
+pub fn tail(
+    home: &Home,
+    shelf: &Shelf,
+    max_records: usize,
+    max_bytes: usize,
+    visit: &mut dyn FnMut(Entry),
+) -> io::Result<()> {
+    let mut tail = Tail::default();
+    let mut segments = Vec::new();
     for segment in shelf.newest_first() {
-        let (max_records, max_bytes) = (max_records - entries.len(), max_bytes - bytes);
-        let mut earlier = Tail { max_records, max_bytes, bytes: 0, entries: VecDeque::new() };
-        let is_full = earlier.read(home, shelf, &segment)?;
-        bytes += earlier.bytes;
-        earlier.entries.append(&mut entries);
-        entries = earlier.entries;
+        let mut earlier = Tail::default();
+        let mut is_full = false;
+        let room = (max_records - tail.records.len(), max_bytes - tail.bytes);
+        scan(home, shelf, &segment, &mut |entry| is_full |= earlier.push(&entry, room))?;
+        earlier.bytes += tail.bytes;
+        earlier.records.append(&mut tail.records);
+        tail = earlier;
+        segments.push(segment);
         if is_full {
             break;
         }
     }
-    Ok(entries.into())
+    let Some((first, _)) = tail.records.front().copied() else { return Ok(()) };
+    drop(tail);
+    for segment in segments.iter().rev() {
+        scan(home, shelf, segment, &mut |entry| {
+            if entry.offset >= first {
+                visit(entry);
+            }
+        })?;
+    }
+    Ok(())
 }
 
-/// The last records of one segment.
+/// Where the last records are and how large.
+#[derive(Default)]
 struct Tail {
-    max_records: usize,
-    max_bytes: usize,
+    records: VecDeque<(u64, usize)>,
     bytes: usize,
-    entries: VecDeque<Entry>,
 }
 
 impl Tail {
-    /// Keeps the last records of a segment; answers whether some had to go.
-    fn read(&mut self, home: &Home, shelf: &Shelf, segment: &Segment) -> io::Result<bool> {
-        let Some(seed) = segment.seed else {
-            return Ok(false);
-        };
-        let file = match home.disk.open(&segment.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            opened => opened?,
-        };
-        let limit = match shelf.extent(segment) {
-            Extent::Growing(end) => end,
-            Extent::Sealed => file.size()?,
-        };
-        let mut scanner = Scanner::new(file, seed, FRAMES_START, limit);
+    /// Answers whether earlier ones had to go for it.
+    fn push(&mut self, entry: &Entry, (max_records, max_bytes): (usize, usize)) -> bool {
+        let size = entry.record.size();
+        self.bytes += size;
+        self.records.push_back((entry.offset, size));
         let mut is_full = false;
-        loop {
-            match scanner.step()? {
-                Step::Frame(frame) => is_full |= entry_of(frame).is_some_and(|entry| self.push(entry)),
-                Step::Damage { .. } => {}
-                Step::End => return Ok(is_full),
-            }
-        }
-    }
-
-    fn push(&mut self, entry: Entry) -> bool {
-        self.bytes += entry.record.size();
-        self.entries.push_back(entry);
-        let mut is_full = false;
-        while self.entries.len() > self.max_records || self.bytes > self.max_bytes {
-            let Some(oldest) = self.entries.pop_front() else {
+        while self.records.len() > max_records || self.bytes > max_bytes {
+            let Some((_, oldest)) = self.records.pop_front() else {
                 break;
             };
-            self.bytes -= oldest.record.size();
+            self.bytes -= oldest;
             is_full = true;
         }
         is_full
+    }
+}
+
+/// Shows all records of a segment.
+fn scan(home: &Home, shelf: &Shelf, segment: &Segment, visit: &mut dyn FnMut(Entry)) -> io::Result<()> {
+    let Some(seed) = segment.seed else {
+        return Ok(());
+    };
+    let file = match home.disk.open(&segment.path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    let limit = match shelf.extent(segment) {
+        Extent::Growing(end) => end,
+        Extent::Sealed => file.size()?,
+    };
+    let mut scanner = Scanner::new(file, seed, FRAMES_START, limit);
+    loop {
+        match scanner.step()? {
+            Step::Frame(frame) => entry_of(frame).into_iter().for_each(&mut *visit),
+            Step::Damage { .. } => {}
+            Step::End => return Ok(()),
+        }
     }
 }
 
