@@ -42,8 +42,8 @@ fn client(number: usize, address: &Mutex<Address>, stop: &AtomicBool) -> Vec<u64
             }
         }
         counts[place] += 1;
-        // Leaves the machine to what is tested.
-        std::thread::sleep(Duration::from_millis(2));
+        // No faster than a Redis that syncs every write can follow: units of one key run one after the other.
+        std::thread::sleep(Duration::from_millis(10));
     }
     counts
 }
@@ -133,7 +133,7 @@ fn promises_hold_through_everything_at_once() {
     let counts: Vec<u64> = clients.into_iter().flat_map(|client| client.join().expect("no client panics")).collect();
     sidecar.wait_until_done();
 
-    assert!(counts.iter().sum::<u64>() > seconds * 20, "hardly anything was accepted: {counts:?}");
+    assert!(counts.iter().sum::<u64>() > seconds * 10, "hardly anything was accepted: {counts:?}");
     for (key, count) in counts.into_iter().enumerate() {
         let log = redis.list(&format!("log:{key}"));
         assert_eq!(first_occurrences(&log), (0..count).collect::<Vec<_>>(), "log:{key}");
