@@ -100,6 +100,12 @@ fn nothing_that_a_task_holds_comes_out() {
     answers.push(sidecar.ops("/metrics"));
     answers.push(sidecar.ops("/readyz"));
     answers.push(sidecar.ops("/admin/v1/overview"));
+    // Who may see the dead letters sees what went wrong, and a task's own bytes only where it asks for that task.
+    let dead = sidecar.ops_with(TOKEN, "/admin/v1/dead-letters");
+    assert!(dead.json()["items"].as_array().is_some_and(|items| items.len() >= 5), "{}", dead.body);
+    answers.push(dead);
+    answers.push(sidecar.ops_with(TOKEN, "/admin/v1/overview"));
+    answers.push(sidecar.ops_with(TOKEN, "/admin/v1/partitions"));
     sidecar.term();
 
     assert!(sidecar.logs().iter().any(|line| line.contains(r#""level":"DEBUG""#)), "the level has no effect");

@@ -108,6 +108,12 @@ impl Sidecar {
         http::ask(self.ops_port, "GET", path, &[], "").expect("the sidecar answers")
     }
 
+    /// Asks the ops plane with the token that it wants.
+    pub fn ops_with(&self, token: &str, path: &str) -> Answer {
+        let authorization = format!("authorization: Bearer {token}");
+        http::ask(self.ops_port, "GET", path, &[&authorization], "").expect("the sidecar answers")
+    }
+
     pub fn is_ready(&self) -> bool {
         self.ops("/readyz").status == 200
     }
