@@ -7,6 +7,7 @@ mod chaos;
 mod dead_letters;
 mod demo;
 mod harness;
+mod labels;
 mod memory;
 mod order;
 mod outages;
