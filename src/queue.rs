@@ -183,10 +183,13 @@ impl Future for Storing {
     type Output = Fates;
 
     fn poll(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
-        let append = self.0.as_mut().expect("a future is not polled after it was ready");
-        let results = std::task::ready!(append.as_mut().poll(cx));
-        self.0 = None;
-        std::task::Poll::Ready(results)
+        // Taken out meanwhile: an append that panics is not polled again by the drop below.
+        let mut append = self.0.take().expect("a future is not polled after it was ready");
+        let polled = append.as_mut().poll(cx);
+        if polled.is_pending() {
+            self.0 = Some(append);
+        }
+        polled
     }
 }
 
@@ -203,6 +206,7 @@ impl Drop for Storing {
 impl Queues {
     async fn store(&self, batch: Batch) -> Fates {
         let Batch { queue, members, mut records } = batch;
+        let unfinished = Unfinished { queues: self, members: &members };
         let count = records.len() as u64;
         let appended = match records.len() {
             1 => {
@@ -211,6 +215,8 @@ impl Queues {
             }
             _ => self.log.append_many(&queue, records).await,
         };
+        // Nothing in it owns memory.
+        std::mem::forget(unfinished);
         self.metrics.count_appends(count, appended.is_ok());
         let lane = Lane::ALL.iter().position(|lane| lane.as_str() == queue.lane).unwrap_or(0);
         let mut recent = self.recent();
@@ -230,5 +236,21 @@ impl Queues {
                 (index, fate)
             })
             .collect()
+    }
+}
+
+/// Tasks whose append did not come to its end, because it panicked or the runtime stopped: whoever waits for the same
+/// fate must hear that it is unknown.
+struct Unfinished<'a> {
+    queues: &'a Queues,
+    members: &'a [(usize, Identity, Timestamp)],
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        let mut recent = self.queues.recent();
+        for (_, identity, _) in self.members {
+            recent.finish(*identity, &Err(AppendError::FateUnknown.into()));
+        }
     }
 }

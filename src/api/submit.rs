@@ -76,7 +76,8 @@ pub(super) async fn submit_task(Extract(state): Extract<Arc<State>>, request: Re
     };
     state.metrics.accept_seconds.observe(started.elapsed().as_secs_f64());
     let trace_id = task.context.trace_id.as_deref().or(traceparent.map(trace::trace_id));
-    debug!(task.id = %id, trace_id, lane, replayed = accepted.replayed, "Accepted task {id}");
+    let keys = || task.operation.units().map(|unit| unit.keys.len()).sum::<usize>();
+    debug!(task.id = %id, trace_id, lane, keys = keys(), replayed = accepted.replayed, "Accepted task {id}");
     Ok(answer(&id, &accepted))
 }
 

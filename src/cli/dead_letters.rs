@@ -45,7 +45,7 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// List dead letters, oldest first
+    /// List dead letters, newest first
     List {
         /// The most to list
         #[arg(long, value_name = "NUMBER", default_value_t = 50)]
@@ -146,9 +146,10 @@ impl Client {
 }
 
 fn print_table(items: &[Value]) -> anyhow::Result<()> {
-    let mut table = Table::new(["ID", "TARGET", "REASON", "ATTEMPTS", "LAST ERROR AT", "ERROR"]);
+    let mut table = Table::new(["ID", "TARGET", "REASON", "ATTEMPTS", "LAST ERROR AT", "CODE", "MESSAGE"]);
     for item in items {
-        let cells = ["id", "target", "reason", "attempts", "last_error_at", "error"].map(|name| cell(&item[name]));
+        let cells =
+            ["id", "target", "reason", "attempts", "last_error_at", "code", "message"].map(|name| cell(&item[name]));
         table.row(cells.each_ref().map(String::as_str));
     }
     Ok(table.print()?)

@@ -8,6 +8,7 @@ use hyper::Method;
 use super::{
     http::{Endpoint, request},
     output::print_line,
+    problem::Problem,
     runtime,
     settings::{ConfigFile, SettingFlags, duration},
 };
@@ -47,9 +48,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 async fn check(endpoint: &Endpoint, timeout: Duration) -> anyhow::Result<()> {
     let answer = request(endpoint, Method::GET, "/readyz", &[], Bytes::new(), timeout).await?;
     if !answer.status.is_success() {
-        let text = String::from_utf8_lossy(&answer.body);
-        let reason = text.lines().next().unwrap_or_default();
-        anyhow::bail!("{endpoint} is not ready ({}) {reason}", answer.status.as_u16());
+        anyhow::bail!("{endpoint} is not ready ({}): {}", answer.status.as_u16(), Problem::of(&answer));
     }
     Ok(print_line("ready")?)
 }
@@ -62,11 +61,11 @@ mod tests {
     async fn status_decides() {
         let server = Server::tcp().await;
         server.answer(200, &[], "ready");
-        server.answer(503, &[], "journal: full\nmore");
+        server.answer(503, &[], r#"{"title":"Not ready","detail":"the journal is full"}"#);
         let timeout = Duration::from_secs(10);
         check(server.endpoint(), timeout).await.expect("it is ready");
         let error = check(server.endpoint(), timeout).await.expect_err("it is not ready");
-        assert!(error.to_string().ends_with("is not ready (503) journal: full"), "{error}");
+        assert!(error.to_string().ends_with("is not ready (503): the journal is full"), "{error}");
         assert_eq!(server.requests()[1].path, "/readyz");
     }
 }

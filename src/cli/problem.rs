@@ -45,6 +45,10 @@ impl fmt::Display for Problem {
             ("", title) => f.write_str(title)?,
             (detail, _) => f.write_str(detail)?,
         }
+        // A single error is told by the detail already.
+        if self.errors.len() < 2 {
+            return Ok(());
+        }
         self.errors.iter().try_for_each(|error| write!(f, "; {}: {}", error.pointer, error.detail))
     }
 }

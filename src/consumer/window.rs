@@ -297,3 +297,6 @@ pub struct Earlier {
     /// Retries spent, by unit.
     pub attempts: Vec<(u32, u32)>,
 }
+
+#[cfg(test)]
+mod tests;

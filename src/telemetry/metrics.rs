@@ -15,10 +15,10 @@ use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-/// The lanes' names, in the order of [`Metrics::accepted`].
+/// The lanes' names, in the order that [`Metrics::count_accepted`] counts by.
 pub const LANES: [&str; 3] = ["high", "normal", "low"];
 
-/// Where an accepted task is safe, in the order of [`Metrics::accepted`].
+/// Where an accepted task is safe, in the order that [`Metrics::count_accepted`] counts by.
 pub const DURABILITIES: [&str; 2] = ["local", "kafka"];
 
 /// How a task was settled.

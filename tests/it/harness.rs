@@ -19,7 +19,7 @@ pub use http::Answer;
 pub use proxy::Proxy;
 pub use redis::Redis;
 pub use sidecar::Sidecar;
-pub use task::{rpush, set, simple};
+pub use task::{first_occurrences, rpush, set, simple};
 
 /// How long anything may take that happens at once on a machine with nothing else to do.
 pub const PATIENCE: Duration = Duration::from_secs(60);

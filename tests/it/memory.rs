@@ -27,5 +27,6 @@ fn backlog_of_two_hundred_thousand_tasks_stays_on_disk() {
     }
     assert_eq!(sidecar.metric("kafka_consumer_lag"), (TASKS + 1) as f64);
     let grown = highest.saturating_sub(idle);
+    eprintln!("{} MiB idle, {} MiB more at the most", idle >> 20, grown >> 20);
     assert!(grown < MOST, "{} MiB more than idle", grown / 1024 / 1024);
 }

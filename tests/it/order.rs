@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::{
-    harness::{Proxy, Redis, Sidecar, rpush, set, simple, wait_until},
-    stored::first_occurrences,
-};
+use crate::harness::{Proxy, Redis, Sidecar, first_occurrences, rpush, set, simple, wait_until};
 
 const KEYS: usize = 5;
 const PER_KEY: usize = 40;
@@ -15,14 +12,10 @@ const PER_KEY: usize = 40;
 /// The backoff of tests.
 const QUICK: [&str; 4] = ["--retry-base", "20ms", "--retry-cap", "100ms"];
 
-fn number_of(id: &str) -> u64 {
-    id.rsplit_once('-').expect("ids have a dash").1.parse().expect("and a number")
-}
-
 /// Each key is written in the order of acceptance, and its log shows it.
 fn check(redis: &Redis) {
     for key in 0..KEYS {
-        let firsts = first_occurrences(&redis.list(&format!("log:{key}")), number_of);
+        let firsts = first_occurrences(&redis.list(&format!("log:{key}")));
         assert_eq!(firsts, (0..PER_KEY as u64).collect::<Vec<_>>(), "log:{key}");
         assert_eq!(redis.get(&format!("last:{key}")), (PER_KEY - 1).to_string());
     }
@@ -143,4 +136,31 @@ fn script_without_keys_waits_for_all_and_all_wait_for_it() {
     sidecar.post(&rpush("2", "log:b"));
     sidecar.wait_until_done();
     assert_eq!(redis.list("log:b"), ["1", "2"]);
+}
+
+#[test]
+fn ordering_key_joins_tasks_on_different_keys() {
+    let redis = Redis::start(&[]);
+    let proxy = Proxy::start(redis.port());
+    let mut refused = 0;
+    proxy.answer(move |command| {
+        let is_it = command[0] == b"RPUSH" && command[2] == b"1" && refused < 3;
+        refused += usize::from(is_it);
+        is_it.then(|| "TRYAGAIN not now".to_owned())
+    });
+    let sidecar = Sidecar::start(&proxy.url(), &QUICK);
+    let mut first = rpush("1", "log");
+    first["ordering_key"] = "user".into();
+    sidecar.post(&first);
+    let mut second = simple("2", "COPY", &["log", "copy"]);
+    second["ordering_key"] = "user".into();
+    sidecar.post(&second);
+    let mut third = simple("3", "SET", &["elsewhere", "1"]);
+    third["ordering_key"] = "user".into();
+    sidecar.post(&third);
+    sidecar.post(&set("4", "free", "1"));
+    sidecar.wait_until_done();
+    assert_eq!(redis.list("copy"), ["1"]);
+    let order: Vec<_> = proxy.first_arguments().into_iter().filter(|key| key == "elsewhere" || key == "log").collect();
+    assert_eq!(order.last().map(String::as_str), Some("elsewhere"), "{order:?}");
 }

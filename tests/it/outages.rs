@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Proxy, Redis, Sidecar, proxy::Mode, rpush, set, simple, wait_until};
+use crate::harness::{Proxy, Redis, Sidecar, first_occurrences, proxy::Mode, rpush, set, simple, wait_until};
 
 /// Keys that are written again and again during an outage.
 const KEYS: usize = 4;
@@ -76,9 +76,7 @@ impl Outage {
         for key in 0..KEYS {
             assert_eq!(self.redis.get(&format!("last:{key}")), (ROUNDS - 1).to_string());
             let log = self.redis.list(&format!("log:{key}"));
-            let firsts = crate::stored::first_occurrences(&log, |id| {
-                id.split_once('-').expect("ids have a dash").1.parse().expect("and a number")
-            });
+            let firsts = first_occurrences(&log);
             assert_eq!(firsts, (0..ROUNDS as u64).collect::<Vec<_>>(), "{log:?}");
         }
         assert_eq!(self.sidecar.settled("dead"), 0);

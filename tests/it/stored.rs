@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::harness::{Redis, Sidecar, rpush, set, sidecar::Address, simple, wait_until};
+use crate::harness::{Redis, Sidecar, first_occurrences, rpush, set, sidecar::Address, simple, wait_until};
 
 const ROUNDS: usize = 50;
 
@@ -40,7 +40,7 @@ fn client(number: usize, address: &Mutex<Option<Address>>, stop: &AtomicBool, jo
     }
 }
 
-/// False: no answer, so nobody knows.
+/// False: no answer, so nobody knows; or it was stopping, and nothing was accepted.
 fn send(address: Option<Address>, tasks: &[Value]) -> bool {
     let Some(address) = address else { return false };
     let answer = match tasks {
@@ -49,14 +49,15 @@ fn send(address: Option<Address>, tasks: &[Value]) -> bool {
     };
     match answer {
         Ok(answer) if answer.status == 202 => true,
-        // Being killed is no reason to refuse anything.
+        Ok(answer) if answer.status == 503 && answer.body.contains("draining") => false,
+        // Nothing else is a reason to refuse anything.
         Ok(answer) => panic!("{}: {}", answer.status, answer.body),
         Err(_) => false,
     }
 }
 
 #[test]
-fn acknowledged_tasks_survive_fifty_kills() {
+fn acknowledged_tasks_survive_fifty_ends() {
     let redis = Redis::start(&[]);
     let mut sidecar = Sidecar::start(&redis.url(), &[]);
     let address = Arc::new(Mutex::new(Some(sidecar.address())));
@@ -69,9 +70,13 @@ fn acknowledged_tasks_survive_fifty_kills() {
         })
         .collect();
     let mut random = fastrand::Rng::with_seed(7);
-    for _ in 0..ROUNDS {
+    for round in 0..ROUNDS {
         std::thread::sleep(Duration::from_millis(random.u64(1..120)));
-        sidecar.kill9();
+        if round % 10 == 9 {
+            assert_eq!(sidecar.term().code(), Some(0));
+        } else {
+            sidecar.kill9();
+        }
         *address.lock().expect("no client panics") = None;
         sidecar.restart();
         *address.lock().expect("no client panics") = Some(sidecar.address());
@@ -91,16 +96,9 @@ fn acknowledged_tasks_survive_fifty_kills() {
     assert!(invented.is_empty(), "never sent: {invented:?}");
     for client in 0..3 {
         let log = redis.list(&format!("log:{client}"));
-        let firsts =
-            first_occurrences(&log, |id| id.split_once('-').expect("ids have a dash").1.parse().expect("and a number"));
+        let firsts = first_occurrences(&log);
         assert!(firsts.is_sorted(), "out of order: {firsts:?}");
     }
-}
-
-/// The numbers of a log in the order in which each appeared first.
-pub fn first_occurrences(log: &[String], number: impl Fn(&str) -> u64) -> Vec<u64> {
-    let mut seen = BTreeSet::new();
-    log.iter().map(|id| number(id)).filter(|number| seen.insert(*number)).collect()
 }
 
 #[test]
@@ -163,6 +161,34 @@ fn tasks_wait_on_disk_through_a_kill_while_redis_is_down() {
     sidecar.wait_until_done();
     let wanted: Vec<String> = (0..100).map(|number| number.to_string()).collect();
     assert_eq!(redis.list("log"), wanted);
+}
+
+#[test]
+fn full_journal_refuses_and_keeps_what_it_took() {
+    let mut redis = Redis::start(&[]);
+    redis.kill9();
+    let mut sidecar = Sidecar::start(&redis.url(), &["--journal-max-bytes", "8MiB"]);
+    let padding = "x".repeat(64 * 1024);
+    let mut accepted = 0;
+    let refusal = loop {
+        let task = simple(&format!("task-{accepted}"), "HSET", &["all", &accepted.to_string(), &padding]);
+        let answer = sidecar.try_post(&task).expect("the sidecar answers");
+        if answer.status != 202 {
+            break answer;
+        }
+        accepted += 1;
+    };
+    assert_eq!((refusal.status, &refusal.json()["retryable"]), (503, &true.into()), "{}", refusal.body);
+    assert!(refusal.header("retry-after").is_some());
+    assert!(accepted > 10, "only {accepted} were accepted");
+    sidecar.kill9();
+    sidecar.restart();
+    redis.restart();
+    sidecar.wait_until_done();
+    assert_eq!(redis.cli(&["HLEN", "all"]).text(), accepted.to_string());
+    wait_until("there to be room again", || {
+        sidecar.try_post(&set("after", "after", "1")).expect("the sidecar answers").status == 202
+    });
 }
 
 #[test]

@@ -100,6 +100,11 @@ impl Proxy {
         self.state().accepted
     }
 
+    /// The first argument of each command that came in, in their order.
+    pub fn first_arguments(&self) -> Vec<String> {
+        self.state().commands.iter().filter_map(|command| command.get(1).cloned()).collect()
+    }
+
     /// How many commands of that name came in with that first argument.
     pub fn count(&self, name: &str, key: &str) -> usize {
         let is_it = |command: &&Vec<String>| {

@@ -203,7 +203,12 @@ fn port_after(line: &str, start: &str) -> Option<u16> {
 }
 
 fn spawn(data_dir: &TempDir, args: &[String], lines: &Arc<Mutex<Vec<String>>>) -> Child {
-    let mut child = mortal(env!("CARGO_BIN_EXE_redrive"))
+    let mut command = mortal(env!("CARGO_BIN_EXE_redrive"));
+    // What is set for the one who runs the tests is not set for the sidecar.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("REDRIVE_")) {
+        command.env_remove(name);
+    }
+    let mut child = command
         .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--journal-allow-volatile"])
         .arg("--data-dir")
         .arg(data_dir.path())

@@ -1,0 +1,175 @@
+//! Taking records into windows: what a record says, and what an earlier process had done of it.
+
+use jiff::Timestamp;
+
+use super::{Event, PAUSE, Worker};
+use crate::{
+    commands::Class,
+    consumer::{
+        checkpoint::UnitEnd,
+        entry::{End, Entry, Letter, Unit, UnitRef, remembered_failure},
+        prepared::Prepared,
+        schedule::{Keys, UnitId},
+    },
+    log::{Entry as LogEntry, ReadError, Reader},
+    queue::{Envelope, recent::Settled},
+    retry::{Executed, Failure, ReasonClass},
+    task::{Task, TaskId},
+};
+
+impl Worker {
+    pub(super) fn read(&mut self) {
+        for (number, window) in self.windows.iter_mut().enumerate() {
+            if let Some(max_bytes) = window.room()
+                && let Some(mut reader) = window.reader.take()
+            {
+                self.events.push(Box::pin(async move {
+                    let result = reader.next(max_bytes).await;
+                    Event::Read { window: number, reader, result }
+                }));
+            }
+        }
+    }
+
+    pub(super) fn take_read(
+        &mut self,
+        number: usize,
+        reader: Box<dyn Reader>,
+        result: Result<Vec<LogEntry>, ReadError>,
+    ) {
+        let entries = match result {
+            Ok(entries) => entries,
+            Err(ReadError::Closed) => return,
+            Err(error) => {
+                let partition = &self.windows[number].partition;
+                tracing::warn!(partition = %partition, "Reading {partition} failed, trying again: {error}");
+                self.events.push(Box::pin(async move {
+                    tokio::time::sleep(PAUSE).await;
+                    Event::ReadAgain { window: number, reader }
+                }));
+                return;
+            }
+        };
+        self.windows[number].reader = Some(reader);
+        let bytes = entries.iter().map(|entry| entry.record.size() as u64).sum();
+        let Some(last) = entries.last().map(|entry| entry.offset) else { return };
+        for entry in entries {
+            self.admit(number, entry);
+        }
+        self.windows[number].note_read(last, bytes);
+    }
+
+    /// Takes a record into its window.
+    pub(super) fn admit(&mut self, number: usize, LogEntry { offset, record }: LogEntry) {
+        let now = Timestamp::now();
+        let mut envelope = match Envelope::decode(&record) {
+            Ok(envelope) => envelope,
+            Err(error) => {
+                let failure =
+                    Failure::dead(ReasonClass::RefusedRecord, Executed::No, "unreadable-record", &error.to_string());
+                let id = format!("unreadable-{}-{offset}", self.windows[number].partition.index);
+                let id = TaskId::parse(&id).expect("letters, digits and dashes are an id");
+                let envelope = Envelope::of_unreadable(id, now, record.value);
+                return self.refuse_record(number, offset, envelope, &failure);
+            }
+        };
+        let Some(earlier) = self.windows[number].earlier(offset) else {
+            self.settled.push(Settled { identity: envelope.identity, outcome: None, attempts: 0, last_error: None });
+            return;
+        };
+        // The record is a slice of what was read with it, which one waiting task must not keep in memory.
+        let value = std::mem::take(&mut envelope.value);
+        envelope.value = bytes::Bytes::copy_from_slice(&value);
+        let task = match Task::parse(&value, &self.rules, envelope.accepted_at) {
+            Ok(task) => task,
+            Err(refusal) => {
+                let failure =
+                    Failure::dead(ReasonClass::RefusedRecord, Executed::No, refusal.kind.as_str(), &refusal.detail);
+                return self.refuse_record(number, offset, envelope, &failure);
+            }
+        };
+        let ordering_key =
+            task.ordering_key.as_ref().map(|key| xxhash_rust::xxh3::xxh3_64_with_seed(key.as_bytes(), 1));
+        let units: Vec<(Keys, bool)> = task
+            .operation
+            .units()
+            .map(|unit| {
+                let hashes = unit.keys.iter().map(|key| xxhash_rust::xxh3::xxh3_64(key.bytes));
+                // A unit whose keys are not known stays a barrier: the ordering key adds an order and removes none.
+                let ordering_key = ordering_key.filter(|_| !unit.is_barrier());
+                (Keys::new(hashes.chain(ordering_key)), task.idempotent || unit.class == Class::Idempotent)
+            })
+            .collect();
+        let entry = Entry {
+            offset,
+            max_retries: task.max_retries.unwrap_or(self.policy.max_retries),
+            units: Vec::with_capacity(units.len()),
+            open: 0,
+            keys: units.iter().map(|(keys, _)| keys.len()).sum(),
+            trouble: None,
+            letter: Letter::None,
+            prepared: Prepared::of(&task, &value),
+            envelope,
+        };
+        let window = &mut self.windows[number];
+        let slot = window.insert(entry, units.len());
+        for (place, (keys, idempotent)) in units.into_iter().enumerate() {
+            let end = match earlier.units.get(place) {
+                Some(UnitEnd::Applied) => Some(End::Applied),
+                Some(UnitEnd::Dead { code, reason }) => {
+                    let (failure, reason) = remembered_failure(code, reason);
+                    window.entry_mut(slot).note_death(place as u32, &failure, reason, now);
+                    Some(End::Dead)
+                }
+                Some(UnitEnd::Unfinished) | None => None,
+            };
+            let attempts =
+                earlier.attempts.iter().find(|(unit, _)| *unit as usize == place).map_or(0, |(_, attempts)| *attempts);
+            let reference = UnitRef { task: slot, unit: place as u32 };
+            let node = match end {
+                None => window.schedule.insert(keys, reference),
+                Some(_) => UnitId::NONE,
+            };
+            let entry = window.entry_mut(slot);
+            entry.open += usize::from(end.is_none());
+            entry.units.push(Unit {
+                node,
+                idempotent,
+                attempts,
+                strikes: 0,
+                suspect: false,
+                refused: false,
+                parked: false,
+                end,
+            });
+        }
+        if !earlier.units.is_empty() || !earlier.attempts.is_empty() {
+            window.note(slot);
+        }
+        let entry = window.entry_mut(slot);
+        if entry.is_dead() {
+            // Written by the last process, which may have ended before it could say how the other units did.
+            entry.letter = Letter::Written { outdated: true };
+        }
+        if entry.open == 0 {
+            self.finish(number, slot, now);
+        }
+    }
+
+    fn refuse_record(&mut self, number: usize, offset: u64, envelope: Envelope, failure: &Failure) {
+        let mut entry = Entry {
+            offset,
+            envelope,
+            prepared: None,
+            max_retries: 0,
+            units: Vec::new(),
+            open: 0,
+            keys: 0,
+            trouble: None,
+            letter: Letter::None,
+        };
+        entry.note_death(0, failure, ReasonClass::RefusedRecord, Timestamp::now());
+        let slot = self.windows[number].insert(entry, 0);
+        self.write_letter(number, slot);
+    }
+}

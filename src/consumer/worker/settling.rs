@@ -1,0 +1,180 @@
+//! The end of units and tasks: dead letters, outcomes, checkpoints. Here the order of effects is kept.
+
+use jiff::Timestamp;
+
+use super::{Event, PAUSE, Worker, trace_id};
+use crate::{
+    consumer::{
+        entry::{End, Letter, TaskSlot, UnitRef},
+        letter,
+    },
+    log::{CommitError, TableError},
+    queue::recent::Settled,
+    retry::{Failure, ReasonClass},
+    task::Outcome,
+};
+
+impl Worker {
+    /// Begins a unit's end: its keys stay taken until the dead letter is durable.
+    pub(super) fn die(
+        &mut self,
+        number: usize,
+        unit: UnitRef,
+        failure: &Failure,
+        reason: ReasonClass,
+        today: Timestamp,
+    ) {
+        let entry = self.windows[number].entry_mut(unit.task);
+        entry.units[unit.unit as usize].end = Some(End::Dying);
+        entry.note_death(unit.unit, failure, reason, today);
+        match &mut entry.letter {
+            Letter::Writing { outdated } => *outdated = true,
+            Letter::Failed => {}
+            Letter::None | Letter::Written { .. } => self.write_letter(number, unit.task),
+        }
+    }
+
+    pub(super) fn write_letter(&mut self, number: usize, task: TaskSlot) {
+        let window = &mut self.windows[number];
+        let partition = window.partition.clone();
+        let entry = window.entry_mut(task);
+        entry.letter = Letter::Writing { outdated: false };
+        let letter = letter::of_entry(entry, &partition, &self.rules, Timestamp::now());
+        let dead_letters = self.dead_letters.clone();
+        self.events.push(Box::pin(async move {
+            let result = dead_letters.put(&letter).await;
+            Event::Letter { window: number, task, result }
+        }));
+    }
+
+    pub(super) fn take_letter(&mut self, number: usize, task: TaskSlot, result: Result<(), TableError>) {
+        let window = &mut self.windows[number];
+        let entry = window.entry_mut(task);
+        if let Err(error) = result {
+            tracing::error!(
+                task.id = %entry.envelope.id,
+                trace_id = %trace_id(entry),
+                keys = entry.keys,
+                "The dead letter of task {} cannot be stored, so the task stays where it is: {error}",
+                entry.envelope.id
+            );
+            entry.letter = Letter::Failed;
+            self.events.push(Box::pin(async move {
+                tokio::time::sleep(PAUSE).await;
+                Event::LetterAgain { window: number, task }
+            }));
+            return;
+        }
+        if entry.letter == (Letter::Writing { outdated: true }) {
+            // What ended meanwhile is not in the letter yet.
+            self.write_letter(number, task);
+            return;
+        }
+        entry.letter = Letter::Written { outdated: false };
+        let mut nodes = Vec::new();
+        for unit in entry.units.iter_mut().filter(|unit| unit.end == Some(End::Dying)) {
+            unit.end = Some(End::Dead);
+            nodes.push(unit.node);
+        }
+        entry.open -= nodes.len();
+        let open = entry.open;
+        for node in nodes {
+            window.schedule.finish(node);
+        }
+        if open == 0 {
+            self.settle(number, task);
+        } else {
+            window.note(task);
+        }
+    }
+
+    /// All units of a task have ended. Its dead letter must say how all of them did: whoever sends the task again
+    /// goes by that.
+    pub(super) fn finish(&mut self, number: usize, task: TaskSlot, today: Timestamp) {
+        match self.windows[number].entry(task).letter {
+            Letter::Written { outdated: true } => self.write_letter(number, task),
+            Letter::Written { outdated: false } | Letter::None => self.settle_at(number, task, today),
+            // Settled when the letter is stored.
+            Letter::Writing { .. } | Letter::Failed => {}
+        }
+    }
+
+    fn settle(&mut self, number: usize, task: TaskSlot) {
+        self.settle_at(number, task, Timestamp::now());
+    }
+
+    /// The task has come to its end.
+    fn settle_at(&mut self, number: usize, task: TaskSlot, today: Timestamp) {
+        let entry = self.windows[number].remove(task);
+        let outcome = if entry.is_dead() { Outcome::Dead } else { Outcome::Applied };
+        self.metrics.settled[outcome as usize].inc();
+        let age = (today.as_millisecond() - entry.envelope.accepted_at.as_millisecond()).max(0);
+        self.metrics.settle_seconds.observe(age as f64 / 1000.0);
+        let attempts = entry.attempts();
+        if outcome == Outcome::Dead {
+            self.metrics.dead_letters.inc();
+            let trouble = entry.trouble.as_ref().expect("a dead task has a failure");
+            let (_, failure, reason) = trouble.dead.first().expect("a dead task has a dead unit");
+            tracing::warn!(
+                task.id = %entry.envelope.id,
+                trace_id = %trace_id(&entry),
+                keys = entry.keys,
+                redis.target = self.target.name(),
+                reason = reason.as_str(),
+                error.code = %failure.code,
+                attempts,
+                "Gave up task {} after {attempts} attempts ({}): it is in the dead letters",
+                entry.envelope.id,
+                reason.as_str()
+            );
+        } else {
+            tracing::debug!(
+                task.id = %entry.envelope.id,
+                trace_id = %trace_id(&entry),
+                keys = entry.keys,
+                redis.target = self.target.name(),
+                attempts,
+                "Applied task {}",
+                entry.envelope.id
+            );
+        }
+        self.settled.push(Settled {
+            identity: entry.envelope.identity,
+            outcome: Some(outcome),
+            attempts,
+            last_error: entry.trouble.map(|trouble| format!("{}: {}", trouble.last.code, trouble.last.message).into()),
+        });
+    }
+
+    pub(super) fn flush_settled(&mut self) {
+        if !self.settled.is_empty() {
+            self.queues.settle(self.settled.drain(..));
+        }
+    }
+
+    pub(super) fn commit(&mut self) {
+        for (number, window) in self.windows.iter_mut().enumerate() {
+            if !window.changed || window.committing {
+                continue;
+            }
+            window.changed = false;
+            window.committing = true;
+            let checkpoint = window.checkpoint(self.boot_id, false);
+            let (log, partition, epoch) = (self.log.clone(), window.partition.clone(), window.epoch);
+            self.events.push(Box::pin(async move {
+                let result = log.commit(&partition, epoch, checkpoint).await;
+                Event::Committed { window: number, result }
+            }));
+        }
+    }
+
+    pub(super) fn take_commit(&mut self, number: usize, result: Result<(), CommitError>) {
+        let window = &mut self.windows[number];
+        window.committing = false;
+        if let Err(error) = result {
+            // The next checkpoint says the same and more.
+            window.changed = !matches!(error, CommitError::Closed);
+            tracing::warn!(partition = %window.partition, "A checkpoint of {} was not stored: {error}", window.partition);
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! What a worker shows of itself: gauges, and answers to questions.
+
+use std::time::Instant;
+
+use jiff::Timestamp;
+
+use super::Worker;
+use crate::{
+    consumer::{
+        LastError, PartitionOverview, Question, TargetOverview, WaitState, Waiting,
+        entry::{Entry, Letter},
+        schedule::UnitState,
+        window::Window,
+    },
+    target::breaker::State as BreakerState,
+    task::TaskId,
+};
+
+impl Worker {
+    fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        let mut unfinished = 0;
+        for window in &self.windows {
+            unfinished += window.len() as u64;
+            counts.backoff += window.schedule.backoff_len() as u64;
+        }
+        counts.in_flight = self.units_in_flight as u64;
+        let waiting = unfinished.saturating_sub(counts.backoff + counts.in_flight);
+        match self.breaker.state() {
+            BreakerState::Open { .. } => counts.held = waiting,
+            BreakerState::Closed | BreakerState::HalfOpen { .. } => counts.ready = waiting,
+        }
+        counts
+    }
+
+    pub(super) fn set_gauges(&self) {
+        let Counts { ready, backoff, held, in_flight } = self.counts();
+        for (gauge, count) in self.metrics.tasks.iter().zip([ready, backoff, held, in_flight]) {
+            gauge.set(count as i64);
+        }
+        let oldest = self
+            .oldest()
+            .map_or(0.0, |oldest| (Timestamp::now().as_millisecond() - oldest.as_millisecond()).max(0) as f64 / 1000.0);
+        self.metrics.oldest_age.set(oldest);
+        self.metrics.breaker.set(match self.breaker.state() {
+            BreakerState::Closed => 0,
+            BreakerState::HalfOpen { .. } => 1,
+            BreakerState::Open { .. } => 2,
+        });
+    }
+
+    fn oldest(&self) -> Option<Timestamp> {
+        self.windows.iter().filter_map(|window| window.entries().next()).map(|entry| entry.envelope.accepted_at).min()
+    }
+
+    pub(super) fn answer(&self, question: Question) {
+        // Whoever asked may have gone away meanwhile.
+        match question {
+            Question::Find(id, answer) => drop(answer.send(self.find(&id))),
+            Question::Overview(answer) => drop(answer.send(self.overview())),
+        }
+    }
+
+    pub(super) fn find(&self, id: &TaskId) -> Option<Waiting> {
+        let (window, entry) = self
+            .windows
+            .iter()
+            .find_map(|window| window.entries().find(|entry| entry.envelope.id == *id).map(|entry| (window, entry)))?;
+        let (state, until) = self.state_of(window, entry);
+        let held = state == WaitState::Held;
+        let held_by = match self.breaker.state() {
+            BreakerState::Open { reason, .. } => Some(format!("{} ({})", reason.message, reason.code)),
+            _ if entry.letter == Letter::Failed => Some("its dead letter cannot be stored".to_owned()),
+            _ => entry.trouble.as_ref().map(|trouble| format!("{} ({})", trouble.last.message, trouble.last.code)),
+        };
+        Some(Waiting {
+            target: self.target.name().to_owned(),
+            lane: window.partition.queue.lane,
+            accepted_at: entry.envelope.accepted_at,
+            state,
+            attempts: entry.attempts(),
+            not_before: until.map(|until| {
+                let ahead = until.saturating_duration_since(Instant::now());
+                Timestamp::now() + ahead
+            }),
+            held_since: held.then(|| {
+                self.held_since
+                    .or(entry.trouble.as_ref().map(|trouble| trouble.first_error_at))
+                    .unwrap_or_else(Timestamp::now)
+            }),
+            held_by: held_by.filter(|_| held),
+            last_error: entry.trouble.as_ref().map(|trouble| LastError {
+                code: trouble.last.code.to_string(),
+                message: trouble.last.message.to_string(),
+                at: trouble.last_error_at,
+            }),
+        })
+    }
+
+    /// What a task does, or what its first unfinished unit waits for.
+    fn state_of(&self, window: &Window, entry: &Entry) -> (WaitState, Option<Instant>) {
+        if entry.letter == Letter::Failed {
+            return (WaitState::Held, None);
+        }
+        let open = entry.units.iter().filter(|unit| unit.end.is_none());
+        let mut state = (WaitState::Ready, None);
+        for unit in open {
+            match window.schedule.state(unit.node) {
+                Some(UnitState::Running) => return (WaitState::InFlight, None),
+                Some(UnitState::Backoff(_)) if unit.refused => state = (WaitState::Held, None),
+                Some(UnitState::Backoff(until)) => state = (WaitState::Backoff, Some(until)),
+                Some(UnitState::Ready | UnitState::Blocked) | None => {}
+            }
+        }
+        if state.0 == WaitState::Ready && matches!(self.breaker.state(), BreakerState::Open { .. }) {
+            state.0 = WaitState::Held;
+        }
+        state
+    }
+
+    fn overview(&self) -> TargetOverview {
+        let Counts { ready, backoff, held, in_flight } = self.counts();
+        let reason = match self.breaker.state() {
+            BreakerState::Open { reason, .. } | BreakerState::HalfOpen { reason, .. } => Some(reason),
+            BreakerState::Closed => None,
+        };
+        TargetOverview {
+            target: self.target.name().to_owned(),
+            url: self.target.display_url().to_owned(),
+            breaker: self.breaker.state().as_str(),
+            held_since: reason.and(self.held_since),
+            held_by: reason.map(|reason| format!("{} ({})", reason.message, reason.code)),
+            held_commands: self.holds.held().map(str::to_owned).collect(),
+            ready,
+            backoff,
+            held,
+            in_flight,
+            window_bytes: self.windows.iter().map(|window| window.cost as u64).sum(),
+            oldest_accepted_at: self.oldest(),
+            partitions: self
+                .windows
+                .iter()
+                .map(|window| PartitionOverview {
+                    lane: window.partition.queue.lane,
+                    index: window.partition.index,
+                    watermark: window.watermark(),
+                    unfinished: window.len() as u64,
+                    first: window
+                        .entries()
+                        .next()
+                        .map(|entry| (entry.envelope.id.to_string(), self.state_of(window, entry).0)),
+                })
+                .collect(),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Counts {
+    ready: u64,
+    backoff: u64,
+    held: u64,
+    in_flight: u64,
+}
