@@ -55,6 +55,11 @@ fn task_template() -> String {
     )
 }
 
+/// A single task's body, as [`Shape::Single`] sends it.
+pub fn body(number: u32) -> String {
+    task_template().replace(PLACE, &format!("{number:09}"))
+}
+
 /// A request with places for numbers.
 struct Template {
     bytes: Vec<u8>,

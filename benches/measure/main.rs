@@ -28,6 +28,12 @@ fn main() -> anyhow::Result<()> {
     {
         return runtime.block_on(echo::serve(address.parse::<SocketAddr>()?));
     }
+    if let [command, path, runs] = words.as_slice()
+        && command == "hot-path"
+    {
+        hot_paths::run(path, runs.parse()?)?;
+        return Ok(());
+    }
     let mut report = Report::default();
     let wanted = |row: &str| words.is_empty() || words.iter().any(|word| row.starts_with(word.as_str()));
     // On the disk of the build, not in a temporary directory, which may be memory.

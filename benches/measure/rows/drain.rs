@@ -89,7 +89,7 @@ async fn drain(data: &Path, address: SocketAddr, redis: &mut Redis, process: &Pr
 /// SETs per second of different keys and 100 bytes over one connection, 128 at a time.
 fn redis_benchmark(address: SocketAddr) -> anyhow::Result<f64> {
     let output = Command::new("redis-benchmark")
-        .args(["-p", &address.port().to_string(), "-c", "1", "-P", "128", "-n", &BACKLOG.to_string()])
+        .args(["-p", &address.port().to_string(), "-c", "1", "-P", "128", "-n", "1000000"])
         .args(["-r", "1000000000", "-d", "100", "-t", "set", "--csv"])
         .output()?;
     let text = String::from_utf8(output.stdout)?;
