@@ -341,7 +341,8 @@ pub trait Log: Send + Sync {
     /// Whether one more record could be stored now; else why not.
     fn ready(&self) -> Result<(), AppendError>;
 
-    /// Starts consuming the queues. The stream ends when the log closes. Queues that do not exist yet are made.
+    /// Starts consuming the queues. Each is assigned as soon as it exists: at once, or when the first append has made
+    /// it; consuming makes none. The stream ends when the log closes.
     fn consume(&self, queues: Vec<QueueName>) -> BoxStream<'static, Assignment>;
 
     /// Stores how far a partition has come.

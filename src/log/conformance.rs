@@ -19,6 +19,7 @@ macro_rules! suite {
             reader_waits_until_a_record_is_appended
             reader_keeps_to_the_bytes_asked_for_but_hands_out_one
             dropped_read_loses_nothing
+            queue_is_assigned_when_it_comes_to_exist
             records_appended_together_lie_next_to_each_other
             concurrent_appends_are_each_read_once
             next_assignment_starts_from_the_last_checkpoint
@@ -68,6 +69,13 @@ pub(crate) async fn assigned(log: &dyn Log, queue: &QueueName) -> Assigned {
     }
 }
 
+/// The assignment of a queue that nothing was appended to, brought about by a record that is read.
+async fn assigned_when_made(log: &dyn Log, queue: &QueueName) -> Assigned {
+    let (mut assigned, _) = tokio::join!(assigned(log, queue), append(log, queue, "the first"));
+    assert_eq!(values(&read(&mut assigned, 1).await), ["the first"]);
+    assigned
+}
+
 /// Reads until `count` records are there.
 pub(crate) async fn read(assigned: &mut Assigned, count: usize) -> Vec<Entry> {
     let mut entries = Vec::new();
@@ -99,7 +107,7 @@ pub(crate) async fn appended_records_are_read_in_order(log: &dyn Log) {
 
 pub(crate) async fn reader_waits_until_a_record_is_appended(log: &dyn Log) {
     let queue = queue("normal");
-    let mut assigned = assigned(log, &queue).await;
+    let mut assigned = assigned_when_made(log, &queue).await;
     for value in ["a", "b"] {
         let read = assigned.reader.next(ALL);
         let (read, _) = tokio::join!(read, append(log, &queue, value));
@@ -120,7 +128,7 @@ pub(crate) async fn reader_keeps_to_the_bytes_asked_for_but_hands_out_one(log: &
 
 pub(crate) async fn dropped_read_loses_nothing(log: &dyn Log) {
     let queue = queue("normal");
-    let mut assigned = assigned(log, &queue).await;
+    let mut assigned = assigned_when_made(log, &queue).await;
     assert!(assigned.reader.next(ALL).now_or_never().is_none());
     for value in ["a", "b", "c"] {
         append(log, &queue, value).await;
@@ -132,6 +140,21 @@ pub(crate) async fn dropped_read_loses_nothing(log: &dyn Log) {
         };
         assert_eq!(values(&entries), [value]);
     }
+}
+
+pub(crate) async fn queue_is_assigned_when_it_comes_to_exist(log: &dyn Log) {
+    let [first, second, never] = ["low", "high", "normal"].map(queue);
+    append(log, &first, "a").await;
+    let mut stream = log.consume(vec![never, second.clone(), first.clone()]);
+    let mut next = async || match tokio::time::timeout(Duration::from_secs(30), stream.next()).await {
+        Ok(Some(Assignment::Assigned(assigned))) => assigned,
+        _ => panic!("nothing was assigned"),
+    };
+    assert_eq!(next().await.partition.queue, first, "it exists already");
+    assert_eq!(log.depth().len(), 1, "consuming makes no queue");
+    let (mut assigned, _) = tokio::join!(next(), append(log, &second, "b"));
+    assert_eq!(assigned.partition.queue, second);
+    assert_eq!(values(&read(&mut assigned, 1).await), ["b"]);
 }
 
 pub(crate) async fn records_appended_together_lie_next_to_each_other(log: &dyn Log) {
@@ -163,10 +186,10 @@ pub(crate) async fn concurrent_appends_are_each_read_once(log: &dyn Log) {
 
 pub(crate) async fn next_assignment_starts_from_the_last_checkpoint(log: &dyn Log) {
     let queue = queue("normal");
-    let mut first = assigned(log, &queue).await;
     for value in ["a", "b", "c"] {
         append(log, &queue, value).await;
     }
+    let mut first = assigned(log, &queue).await;
     let entries = read(&mut first, 3).await;
     for (watermark, state) in [(entries[1].offset, "one"), (entries[2].offset, "two")] {
         let checkpoint = Checkpoint { watermark, state: Bytes::from_static(state.as_bytes()) };

@@ -199,6 +199,8 @@ struct Inner {
     failure: Failure,
     closed: watch::Sender<bool>,
     queues: RwLock<HashMap<QueueName, Arc<Writer>>>,
+    /// How many queues exist: tells consumers that one was made.
+    made: watch::Sender<usize>,
     tables: Mutex<HashMap<String, Arc<JournalTable>>>,
     /// Given back after the writers have ended.
     lock: Mutex<Option<Lock>>,
@@ -215,6 +217,7 @@ impl JournalLog {
             failure: Failure::default(),
             closed: watch::Sender::new(false),
             queues: RwLock::default(),
+            made: watch::Sender::new(0),
             tables: Mutex::default(),
             config,
             disk,
@@ -357,7 +360,10 @@ impl Inner {
         let dir = self.config.dir.join(QUEUES).join(&*name.target).join(name.lane);
         let chain = Chain::new(self.home(&dir, Some(&name.target)));
         let writer = Writer::start(chain, Purpose::Append, self.failure.clone()).map_err(|error| error.to_string())?;
-        Ok(queues.entry(name.clone()).or_insert(Arc::new(writer)).clone())
+        let writer = Arc::new(writer);
+        queues.insert(name.clone(), writer.clone());
+        self.made.send_replace(queues.len());
+        Ok(writer)
     }
 
     fn tables(&self) -> MutexGuard<'_, HashMap<String, Arc<JournalTable>>> {
@@ -394,16 +400,8 @@ impl Inner {
         writer.inbox.append(items, bytes)?.await
     }
 
-    /// The assignment of a queue to a new consumer; the one before it can commit no more.
-    async fn assign(&self, queue: QueueName) -> Option<Assignment> {
-        let writer = match self.queue_or_new(&queue) {
-            Ok(writer) => writer,
-            Err(_) if *self.closed.borrow() => return None,
-            Err(reason) => {
-                tracing::error!(%queue, reason, "Queue {queue} cannot be consumed");
-                return None;
-            }
-        };
+    /// The assignment of a queue to a new consumer; the one before it can commit no more. `None` when the log closes.
+    async fn assign(&self, queue: QueueName, writer: Arc<Writer>) -> Option<Assignment> {
         let (answer, assigned) = oneshot::channel();
         if !writer.inbox.ask(Work::Assign { answer }) {
             return None;
@@ -437,6 +435,32 @@ impl Inner {
         queues.iter().for_each(|writer| writer.close());
         tables.iter().for_each(|table| table.writer().close());
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+/// Assigns queues as they come to exist. Nothing is ever revoked: there is one owner, this process.
+struct Consumption {
+    inner: Arc<Inner>,
+    /// Not assigned yet, in the order in which they were asked for.
+    waiting: Vec<QueueName>,
+    made: watch::Receiver<usize>,
+    closed: watch::Receiver<bool>,
+}
+
+impl Consumption {
+    async fn next(&mut self) -> Option<Assignment> {
+        loop {
+            // Seen before the look: a queue made after it wakes the wait below.
+            self.made.borrow_and_update();
+            let found = self.waiting.iter().enumerate().find_map(|(at, queue)| Some((at, self.inner.queue(queue)?)));
+            if let Some((at, writer)) = found {
+                return self.inner.assign(self.waiting.remove(at), writer).await;
+            }
+            tokio::select! {
+                _ = self.closed.wait_for(|closed| *closed) => return None,
+                made = self.made.changed() => made.ok()?,
+            }
+        }
     }
 }
 
@@ -491,16 +515,14 @@ impl Log for JournalLog {
     }
 
     fn consume(&self, queues: Vec<QueueName>) -> BoxStream<'static, Assignment> {
-        let state = (self.inner.clone(), queues.into_iter(), self.inner.closed.subscribe());
-        Box::pin(stream::unfold(state, |(inner, mut queues, mut closed)| async move {
-            for queue in queues.by_ref() {
-                if let Some(assignment) = inner.assign(queue).await {
-                    return Some((assignment, (inner, queues, closed)));
-                }
-            }
-            // Nothing is ever revoked: there is one owner, this process.
-            let _ = closed.wait_for(|closed| *closed).await;
-            None
+        let consumption = Consumption {
+            inner: self.inner.clone(),
+            waiting: queues,
+            made: self.inner.made.subscribe(),
+            closed: self.inner.closed.subscribe(),
+        };
+        Box::pin(stream::unfold(consumption, |mut consumption| async move {
+            consumption.next().await.map(|assignment| (assignment, consumption))
         }))
     }
 

@@ -104,19 +104,22 @@ impl Shared {
         Ok((first..end).map(|offset| Appended { position: position(offset), durability: Durability::Local }).collect())
     }
 
-    fn assign(self: &Arc<Self>, queue: QueueName) -> Assignment {
+    /// The assignment of the first of the queues that exists; it waits no more.
+    fn assign(self: &Arc<Self>, waiting: &mut Vec<QueueName>) -> Option<Assignment> {
         let mut state = self.lock();
-        let kept = state.queues.entry(queue.clone()).or_default();
+        let at = waiting.iter().position(|queue| state.queues.contains_key(queue))?;
+        let queue = waiting.remove(at);
+        let kept = state.queues.get_mut(&queue)?;
         kept.epoch += 1;
         let (epoch, checkpoint, next) = (Epoch(kept.epoch), kept.checkpoint.clone(), kept.finished());
         let reader =
             MemoryReader { shared: self.clone(), queue: queue.clone(), next, changed: self.changed.subscribe() };
-        Assignment::Assigned(Assigned {
+        Some(Assignment::Assigned(Assigned {
             partition: Partition { queue, index: 0 },
             epoch,
             checkpoint,
             reader: Box::new(reader),
-        })
+        }))
     }
 
     fn commit(&self, partition: &Partition, epoch: Epoch, checkpoint: Checkpoint) -> Result<(), CommitError> {
@@ -202,13 +205,18 @@ impl Log for MemoryLog {
     }
 
     fn consume(&self, queues: Vec<QueueName>) -> BoxStream<'static, Assignment> {
-        let state = (self.shared.clone(), queues.into_iter(), self.shared.changed.subscribe());
-        Box::pin(stream::unfold(state, |(shared, mut queues, mut changed)| async move {
-            if let Some(queue) = queues.next() {
-                return Some((shared.assign(queue), (shared, queues, changed)));
+        let state = (self.shared.clone(), queues, self.shared.changed.subscribe());
+        Box::pin(stream::unfold(state, |(shared, mut waiting, mut changed)| async move {
+            loop {
+                changed.borrow_and_update();
+                if shared.lock().closed {
+                    return None;
+                }
+                if let Some(assignment) = shared.assign(&mut waiting) {
+                    return Some((assignment, (shared, waiting, changed)));
+                }
+                changed.changed().await.ok()?;
             }
-            let _ = changed.wait_for(|_| shared.lock().closed).await;
-            None
         }))
     }
 

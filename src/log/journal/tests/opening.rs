@@ -144,7 +144,6 @@ async fn finished_segments_are_unlinked_and_two_stay() {
     let log = JournalLog::open(config.clone(), Arc::new(RealDisk)).expect("it opens");
     let queue = queue("normal");
     let value = "x".repeat(2000);
-    let mut consumer = assigned(&log, &queue).await;
     let files = || {
         let names = fs::read_dir(dir.path().join("queues/default/normal")).expect("it is read");
         names.filter(|name| name.as_ref().is_ok_and(|name| name.path().extension().is_some())).count()
@@ -153,6 +152,7 @@ async fn finished_segments_are_unlinked_and_two_stay() {
         append(&log, &queue, &value).await;
     }
     assert!(files() > 10, "{}", files());
+    let mut consumer = assigned(&log, &queue).await;
     let last = read(&mut consumer, 200).await.pop().expect("there are records").offset;
     let checkpoint = Checkpoint { watermark: last + 1, state: Bytes::new() };
     log.commit(&consumer.partition, consumer.epoch, checkpoint).await.expect("it is stored");
