@@ -11,8 +11,8 @@ use super::{
     audit::Audit,
     chain::{Active, META, Recovered, random_id, write_meta},
     checkpoint,
-    disk::{DiskFile, DurableError, FileKind, read_full_at},
-    frame::{FRAME_HEADER_BYTES, FRAMES_START, FoundHeader, Kind, Pair, Seed, SegmentHeader},
+    disk::{DiskFile, DurableError, FileKind, read_full_at, write_all_at},
+    frame::{FRAME_HEADER_BYTES, FRAMES_START, FoundHeader, Kind, Pair, Seed, SegmentHeader, encode_frame},
     scanner::{Scanner, Step},
     segment::{Home, Segment, SegmentName},
 };
@@ -239,22 +239,41 @@ fn read_newest(home: &Home, newest: &Arc<Segment>, size: u64, state: &mut Recove
     let context = |source| io_error(&newest.path, source);
     let file = home.disk.open(&newest.path).map_err(context)?;
     let scan = scan_newest(home, newest, file.clone(), seed, size, state).map_err(context)?;
-    let mut filled = size;
+    let (mut end, mut filled) = (scan.end, size);
     if let Some(bytes) = scan.torn {
         home.report.torn(newest, &bytes, state.next_seq);
         // Its numbers are skipped: were it damage instead, somebody could know them.
         state.next_seq += (bytes.end - bytes.start) / MIN_RECORD_BYTES + 1;
-        state.resume = true;
-        file.truncate(scan.end).map_err(context)?;
-        home.account.give_back(size - scan.end);
-        filled = scan.end;
+        end = skip_numbers(&*file, seed, scan.end, state).map_err(context)?;
+        file.truncate(end).map_err(context)?;
+        home.account.give_back(size);
+        home.account.take_found(end);
+        filled = end;
     }
     file.sync_data().map_err(context)?;
     if let Some((_, bytes)) = state.segments.back_mut() {
         *bytes = filled;
     }
-    state.active = Some(Active { segment: newest.clone(), seed, file, end: scan.end, filled });
+    state.active = Some(Active { segment: newest.clone(), seed, file, end, filled });
     Ok(())
+}
+
+/// Writes over what is cut that numbers were skipped, before the rest of it goes: once it is gone, nothing else tells
+/// the next start of them. Answers where the next frame goes. On a full disk the next write has to say it.
+fn skip_numbers(file: &dyn DiskFile, seed: Seed, end: u64, state: &mut Recovered) -> io::Result<u64> {
+    let mut resume = Vec::with_capacity(FRAME_HEADER_BYTES);
+    encode_frame(&mut resume, seed, Kind::Resume, state.next_seq, &[]);
+    match write_all_at(file, &resume, end) {
+        Ok(()) => {
+            file.sync_data()?;
+            Ok(end + resume.len() as u64)
+        }
+        Err(error) => {
+            tracing::debug!(%error, "That numbers were skipped is written later");
+            state.resume = true;
+            Ok(end)
+        }
+    }
 }
 
 const MIN_RECORD_BYTES: u64 = (FRAME_HEADER_BYTES + Pair::OVERHEAD_BYTES) as u64;
@@ -320,6 +339,8 @@ fn find_checkpoint(home: &Home, state: &Recovered, log_id: [u8; 16]) -> Result<O
                     Step::Frame(frame) if frame.kind == Kind::Checkpoint => {
                         newest = checkpoint::decode(frame.payload, log_id).or(newest);
                     }
+                    // A segment whose first write was cut off begins with that alone.
+                    Step::Frame(frame) if frame.kind == Kind::Resume => {}
                     Step::Frame(_) => ends_search |= from == FRAMES_START,
                     Step::Damage { .. } => {}
                     Step::End => return Ok((newest, ends_search)),

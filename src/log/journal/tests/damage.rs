@@ -18,7 +18,7 @@ use super::{
         segment::{Aside, Home, Shape},
         stats::JournalStats,
     },
-    sim::SimDisk,
+    sim::{Faults, SimDisk},
 };
 use crate::log::Checkpoint;
 
@@ -401,4 +401,21 @@ fn last_frame_damaged_is_cut_and_said() {
         assert_eq!((found.damaged, found.torn), (0, 1));
     });
     assert!(lines.iter().any(|line| line.contains(&format!("records from {} on", last.seq))), "{lines:?}");
+}
+
+#[test]
+fn number_of_a_damaged_last_record_is_not_given_again_after_two_restarts() {
+    let image = Image::new();
+    let last = image.last();
+    for changes_left in 0..12 {
+        let disk = image.disk.copy();
+        disk.tamper(&image.segments[last.segment], |content| content[last.bytes.start + 23] ^= 1);
+        // The first start dies somewhere on its way.
+        disk.set_faults(Faults { changes_left: Some(changes_left), ..Faults::default() });
+        let stats = Arc::new(JournalStats::default());
+        drop(Chain::open(home(&disk, &stats), true));
+        disk.kill();
+        let given = append(&mut open(&disk, &stats));
+        assert!(given > last.seq, "{given} was given again after {changes_left} changes");
+    }
 }

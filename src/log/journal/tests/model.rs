@@ -1,7 +1,8 @@
 //! The crash model: a journal on a simulated disk does what chance says, dies in the middle of it, and must after
 //! any number of crashes hold every acknowledged record, nothing that was not appended, in order, and a checkpoint
-//! that is not older than the last durable one. `REDRIVE_CRASH_CASES` sets how many cases are tried, and
-//! `REDRIVE_CRASH_SEED` the seed of the first, to repeat what was found.
+//! that is not older than the last durable one. The same cases are tried each time, unless
+//! `REDRIVE_CRASH_CASES` sets how many: then from a random seed on, which is printed. `REDRIVE_CRASH_SEED` sets the
+//! seed of the first, to repeat what was found.
 //!
 //! That the model would notice is shown by planting bugs: it must find each.
 
