@@ -48,6 +48,7 @@ pub struct Nemesis<'a> {
     pub sidecar: &'a mut Sidecar,
     /// A bug that every life of the sidecar has.
     pub bug: &'a str,
+    pub is_over: bool,
     pub begun: Instant,
     /// What was done, and when.
     pub story: Vec<String>,
@@ -119,7 +120,7 @@ impl Nemesis<'_> {
         self.tell("peace");
         self.proxy.set_mode(Mode::Pass);
         self.proxy.heal();
-        self.sidecar.set_faults(self.bug);
+        self.is_over = true;
         self.tend();
     }
 
@@ -143,9 +144,9 @@ impl Nemesis<'_> {
     fn start_sidecar(&mut self) {
         loop {
             let (point, most) = *self.random.choice(&KILLS).expect("there are some");
-            let kill = match self.random.u8(..3) {
-                0 => String::new(),
-                _ => format!("kill-{point}={}", self.random.u32(1..=most)),
+            let kill = match self.is_over || self.random.u8(..3) == 0 {
+                true => String::new(),
+                false => format!("kill-{point}={}", self.random.u32(1..=most)),
             };
             self.tell(&format!("the sidecar starts, {}", if kill.is_empty() { "well" } else { &kill }));
             self.sidecar.set_faults([&kill, self.bug].join(",").trim_matches(','));

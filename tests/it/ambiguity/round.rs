@@ -71,6 +71,7 @@ pub fn run(plan: Plan<'_>) -> Result<Summary, Failed> {
         proxy: &proxy,
         sidecar: &mut sidecar,
         bug: plan.bug,
+        is_over: false,
         begun: Instant::now(),
         story: Vec::new(),
     };

@@ -5,7 +5,10 @@ use std::{
     fmt,
 };
 
-use crate::harness::resp::{Client, Reply};
+use crate::harness::{
+    Redis,
+    resp::{Client, Reply},
+};
 
 /// What is not a service's: it has no counterpart in the model.
 const OWN_PREFIX: &str = "redrive:";
@@ -100,4 +103,51 @@ fn escaped(reply: &Reply) -> Vec<String> {
 
 fn pairs(items: &[String]) -> Vec<String> {
     items.chunks(2).map(|pair| pair.join(" = ")).collect()
+}
+
+#[test]
+fn every_difference_is_seen_and_nothing_else() {
+    let (one, other) = (Redis::start(&[]), Redis::start(&[]));
+    let compare = || differences(&read(&mut one.client()), &read(&mut other.client()));
+    for redis in [&one, &other] {
+        redis.cli(&["SET", "text", "1"]);
+        redis.cli(&["RPUSH", "list", "a", "b"]);
+        redis.cli(&["ZADD", "sorted", "1", "a", "2", "b"]);
+        redis.cli(&["SET", "ends", "1", "PXAT", "99999999990000"]);
+    }
+    // Where the order says nothing, it may be another one.
+    one.cli(&["HSET", "hash", "a", "1", "b", "2"]);
+    other.cli(&["HSET", "hash", "b", "2", "a", "1"]);
+    one.cli(&["SET", "redrive:own", "1"]);
+    one.cli(&["PEXPIREAT", "ends", "99999999990900"]);
+    assert_eq!(compare(), [""; 0]);
+
+    let changes: [&[&str]; 8] = [
+        &["SET", "text", "1\0"],
+        &["RPUSH", "list", "c"],
+        &["ZINCRBY", "sorted", "0.5", "a"],
+        &["PEXPIREAT", "ends", "99999999989000"],
+        &["PERSIST", "ends"],
+        &["HSET", "hash", "a", "2"],
+        &["SET", "more", "1"],
+        &["DEL", "list"],
+    ];
+    for change in changes {
+        let before = other.cli(&["DUMP", change[1]]);
+        other.cli(change);
+        let found = compare();
+        assert_eq!(found.len(), 1, "{change:?}: {found:?}");
+        assert!(found[0].contains(change[1]), "{found:?}");
+        undo(&other, change[1], before);
+        assert_eq!(compare(), [""; 0], "{change:?}");
+    }
+}
+
+fn undo(redis: &Redis, key: &str, before: Reply) {
+    redis.cli(&["DEL", key]);
+    if let Reply::Bulk(Some(dump)) = before {
+        let ttl = if key == "ends" { "99999999990000" } else { "0" };
+        let restore = [b"RESTORE", key.as_bytes(), ttl.as_bytes(), &dump, b"ABSTTL"];
+        redis.client().ask(&restore).expect("the server answers");
+    }
 }
