@@ -12,5 +12,6 @@ mod memory;
 mod order;
 mod outages;
 mod secrets;
+mod setup;
 mod status;
 mod stored;
