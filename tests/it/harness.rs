@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub mod faults;
 pub mod http;
 pub mod proxy;
 pub mod redis;
@@ -15,6 +16,7 @@ pub mod resp;
 pub mod sidecar;
 pub mod task;
 
+pub use faults::{Fault, Faults};
 pub use http::Answer;
 pub use proxy::Proxy;
 pub use redis::Redis;

@@ -18,6 +18,7 @@ pub struct Sidecar {
     child: Child,
     data_dir: TempDir,
     args: Vec<String>,
+    environment: Vec<(String, String)>,
     /// What it has written so far, over all its lives.
     lines: Arc<Mutex<Vec<String>>>,
     port: u16,
@@ -42,12 +43,17 @@ impl Address {
 impl Sidecar {
     /// Starts one for the Redis at `url`, and waits until it takes tasks. `args` are further flags of `serve`.
     pub fn start(url: &str, args: &[&str]) -> Self {
+        Self::start_in(Vec::new(), url, args)
+    }
+
+    /// As `start`, with more in its environment, in all its lives.
+    pub fn start_in(environment: Vec<(String, String)>, url: &str, args: &[&str]) -> Self {
         let mut all = vec!["--redis-url".to_owned(), url.to_owned()];
         all.extend(args.iter().map(|&arg| arg.to_owned()));
         let data_dir = tempfile::tempdir().expect("a temporary directory can be made");
         let lines = Arc::default();
-        let child = spawn(&data_dir, &all, &lines);
-        let mut sidecar = Self { child, data_dir, args: all, lines, port: 0, ops_port: 0 };
+        let child = spawn(&data_dir, &all, &environment, &lines);
+        let mut sidecar = Self { child, data_dir, args: all, environment, lines, port: 0, ops_port: 0 };
         sidecar.wait_for_ports(0);
         sidecar
     }
@@ -60,8 +66,14 @@ impl Sidecar {
     /// Starts it again on the same data directory, after it has ended.
     pub fn restart(&mut self) {
         let before = self.logs().len();
-        self.child = spawn(&self.data_dir, &self.args, &self.lines);
+        self.child = spawn(&self.data_dir, &self.args, &self.environment, &self.lines);
         self.wait_for_ports(before);
+    }
+
+    /// As `restart`, with more flags of `serve` from now on.
+    pub fn restart_with(&mut self, more: &[&str]) {
+        self.args.extend(more.iter().map(|&arg| arg.to_owned()));
+        self.restart();
     }
 
     /// Sends SIGTERM and waits for the end.
@@ -208,7 +220,12 @@ fn port_after(line: &str, start: &str) -> Option<u16> {
     rest[..digits].parse().ok()
 }
 
-fn spawn(data_dir: &TempDir, args: &[String], lines: &Arc<Mutex<Vec<String>>>) -> Child {
+fn spawn(
+    data_dir: &TempDir,
+    args: &[String],
+    environment: &[(String, String)],
+    lines: &Arc<Mutex<Vec<String>>>,
+) -> Child {
     let mut command = mortal(env!("CARGO_BIN_EXE_redrive"));
     // What is set for the one who runs the tests is not set for the sidecar.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("REDRIVE_")) {
@@ -220,6 +237,7 @@ fn spawn(data_dir: &TempDir, args: &[String], lines: &Arc<Mutex<Vec<String>>>) -
         .arg(data_dir.path())
         .args(args)
         .env_remove("RUST_LOG")
+        .envs(environment.iter().cloned())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
