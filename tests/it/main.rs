@@ -7,6 +7,7 @@ mod chaos;
 mod dead_letters;
 mod demo;
 mod disk;
+mod exposure;
 mod harness;
 mod labels;
 mod memory;

@@ -1,7 +1,10 @@
 //! The real binary.
 
 use std::{
+    fs,
     io::{self, BufRead, BufReader},
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
     process::{Child, ExitStatus, Stdio},
     sync::{Arc, Mutex},
     time::Instant,
@@ -11,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{Answer, PATIENCE, http, mortal, wait_for, wait_until};
+use super::{Answer, PATIENCE, http, redrive, wait_for, wait_until};
 
 /// A sidecar with a data directory of its own; ended when dropped.
 pub struct Sidecar {
@@ -92,6 +95,33 @@ impl Sidecar {
 
     pub fn address(&self) -> Address {
         Address(self.port)
+    }
+
+    /// Of the data plane and of the ops plane.
+    pub fn ports(&self) -> [u16; 2] {
+        [self.port, self.ops_port]
+    }
+
+    /// The addresses on which the process takes TCP connections, as the kernel says.
+    pub fn listening(&self) -> Vec<SocketAddr> {
+        const LISTEN: &str = "0A";
+        let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let files = fs::read_dir(proc.join("fd")).expect("a running process has open files");
+        let open: Vec<PathBuf> =
+            files.filter_map(|file| fs::read_link(file.expect("it can be listed").path()).ok()).collect();
+        let mut listening = Vec::new();
+        for table in ["tcp", "tcp6"] {
+            // Without IPv6 the second is not there.
+            let table = fs::read_to_string(proc.join("net").join(table)).unwrap_or_default();
+            for row in table.lines().skip(1) {
+                let fields: Vec<&str> = row.split_whitespace().collect();
+                let is_own = || open.contains(&PathBuf::from(format!("socket:[{}]", fields[9])));
+                if fields[3] == LISTEN && is_own() {
+                    listening.push(socket_address(fields[1]));
+                }
+            }
+        }
+        listening
     }
 
     /// Sends a task, which must be accepted.
@@ -175,7 +205,7 @@ impl Sidecar {
     /// The memory that the process takes now.
     pub fn resident_bytes(&self) -> u64 {
         let path = format!("/proc/{}/status", self.child.id());
-        let status = std::fs::read_to_string(path).expect("a running process has a status");
+        let status = fs::read_to_string(path).expect("a running process has a status");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the status says VmRSS");
         let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("VmRSS is a number of kB");
         kib * 1024
@@ -214,6 +244,19 @@ impl Drop for Sidecar {
     }
 }
 
+/// Reads `0100007F:1CD3`: the address in words of 32 bits, each as it lies in memory, and the port.
+fn socket_address(text: &str) -> SocketAddr {
+    let hexadecimal = |digits: &str| u32::from_str_radix(digits, 16).expect("it is hexadecimal");
+    let (address, port) = text.split_once(':').expect("an address has a port");
+    let octets: Vec<u8> =
+        (0..address.len()).step_by(8).flat_map(|at| hexadecimal(&address[at..at + 8]).to_ne_bytes()).collect();
+    let ip = match <[u8; 4]>::try_from(&octets[..]) {
+        Ok(octets) => IpAddr::from(octets),
+        Err(_) => IpAddr::from(<[u8; 16]>::try_from(octets).expect("an address has 4 or 16 octets")),
+    };
+    SocketAddr::new(ip, hexadecimal(port) as u16)
+}
+
 fn port_after(line: &str, start: &str) -> Option<u16> {
     let (_, rest) = line.split_once(&format!("{start}http://127.0.0.1:"))?;
     let digits = rest.find(|found: char| !found.is_ascii_digit())?;
@@ -226,17 +269,11 @@ fn spawn(
     environment: &[(String, String)],
     lines: &Arc<Mutex<Vec<String>>>,
 ) -> Child {
-    let mut command = mortal(env!("CARGO_BIN_EXE_redrive"));
-    // What is set for the one who runs the tests is not set for the sidecar.
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("REDRIVE_")) {
-        command.env_remove(name);
-    }
-    let mut child = command
+    let mut child = redrive()
         .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--journal-allow-volatile"])
         .arg("--data-dir")
         .arg(data_dir.path())
         .args(args)
-        .env_remove("RUST_LOG")
         .envs(environment.iter().cloned())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
