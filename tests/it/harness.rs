@@ -50,8 +50,10 @@ pub fn run(args: &[&str]) -> Output {
 }
 
 /// The real binary, in an environment without settings: what is set for the one who runs the tests is not set for it.
+/// Its umask forbids nothing, so that what its files may be is its own doing.
 fn redrive() -> Command {
-    let mut command = mortal(env!("CARGO_BIN_EXE_redrive"));
+    let mut command = mortal("sh");
+    command.args(["-c", r#"umask 000; exec "$0" "$@""#, env!("CARGO_BIN_EXE_redrive")]);
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("REDRIVE_")) {
         command.env_remove(name);
     }

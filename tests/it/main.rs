@@ -3,6 +3,7 @@
 #![expect(clippy::print_stderr, reason = "the logs of a sidecar are shown beside the failure of its test")]
 
 mod architecture;
+mod at_rest;
 mod chaos;
 mod dead_letters;
 mod demo;

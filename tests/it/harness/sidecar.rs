@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{self, BufRead, BufReader},
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, ExitStatus, Stdio},
     sync::{Arc, Mutex},
     time::Instant,
@@ -16,10 +16,13 @@ use tempfile::TempDir;
 
 use super::{Answer, PATIENCE, http, redrive, wait_for, wait_until};
 
+const DATA: &str = "data";
+
 /// A sidecar with a data directory of its own; ended when dropped.
 pub struct Sidecar {
     child: Child,
-    data_dir: TempDir,
+    /// Where its data directory is; it makes that one itself.
+    dir: TempDir,
     args: Vec<String>,
     environment: Vec<(String, String)>,
     /// What it has written so far, over all its lives.
@@ -53,10 +56,10 @@ impl Sidecar {
     pub fn start_in(environment: Vec<(String, String)>, url: &str, args: &[&str]) -> Self {
         let mut all = vec!["--redis-url".to_owned(), url.to_owned()];
         all.extend(args.iter().map(|&arg| arg.to_owned()));
-        let data_dir = tempfile::tempdir().expect("a temporary directory can be made");
+        let dir = tempfile::tempdir().expect("a temporary directory can be made");
         let lines = Arc::default();
-        let child = spawn(&data_dir, &all, &environment, &lines);
-        let mut sidecar = Self { child, data_dir, args: all, environment, lines, port: 0, ops_port: 0 };
+        let child = spawn(&dir.path().join(DATA), &all, &environment, &lines);
+        let mut sidecar = Self { child, dir, args: all, environment, lines, port: 0, ops_port: 0 };
         sidecar.wait_for_ports(0);
         sidecar
     }
@@ -69,8 +72,27 @@ impl Sidecar {
     /// Starts it again on the same data directory, after it has ended.
     pub fn restart(&mut self) {
         let before = self.logs().len();
-        self.child = spawn(&self.data_dir, &self.args, &self.environment, &self.lines);
+        self.spawn_again();
         self.wait_for_ports(before);
+    }
+
+    /// Starts it again, which must fail; answers the status and the line that says why.
+    pub fn fail_to_restart(&mut self) -> (Option<i32>, String) {
+        let before = self.logs().len();
+        self.spawn_again();
+        let status = self.wait();
+        let line = wait_for("the line that says why", || {
+            self.logs()[before..].iter().find(|line| !line.starts_with('{')).cloned()
+        });
+        (status.code(), line)
+    }
+
+    fn spawn_again(&mut self) {
+        self.child = spawn(&self.data_dir(), &self.args, &self.environment, &self.lines);
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join(DATA)
     }
 
     /// As `restart`, with more flags of `serve` from now on.
@@ -263,16 +285,11 @@ fn port_after(line: &str, start: &str) -> Option<u16> {
     rest[..digits].parse().ok()
 }
 
-fn spawn(
-    data_dir: &TempDir,
-    args: &[String],
-    environment: &[(String, String)],
-    lines: &Arc<Mutex<Vec<String>>>,
-) -> Child {
+fn spawn(data_dir: &Path, args: &[String], environment: &[(String, String)], lines: &Arc<Mutex<Vec<String>>>) -> Child {
     let mut child = redrive()
         .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--journal-allow-volatile"])
         .arg("--data-dir")
-        .arg(data_dir.path())
+        .arg(data_dir)
         .args(args)
         .envs(environment.iter().cloned())
         .stdin(Stdio::null())
