@@ -1,7 +1,10 @@
 //! The real binary.
 
 use std::{
+    fs,
     io::{self, BufRead, BufReader},
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
     process::{Child, ExitStatus, Stdio},
     sync::{Arc, Mutex},
     time::Instant,
@@ -11,13 +14,17 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{Answer, PATIENCE, http, mortal, wait_for, wait_until};
+use super::{Answer, PATIENCE, http, redrive, wait_for, wait_until};
+
+const DATA: &str = "data";
 
 /// A sidecar with a data directory of its own; ended when dropped.
 pub struct Sidecar {
     child: Child,
-    data_dir: TempDir,
+    /// Where its data directory is; it makes that one itself.
+    dir: TempDir,
     args: Vec<String>,
+    environment: Vec<(String, String)>,
     /// What it has written so far, over all its lives.
     lines: Arc<Mutex<Vec<String>>>,
     port: u16,
@@ -42,12 +49,17 @@ impl Address {
 impl Sidecar {
     /// Starts one for the Redis at `url`, and waits until it takes tasks. `args` are further flags of `serve`.
     pub fn start(url: &str, args: &[&str]) -> Self {
+        Self::start_in(Vec::new(), url, args)
+    }
+
+    /// As `start`, with more in its environment, in all its lives.
+    pub fn start_in(environment: Vec<(String, String)>, url: &str, args: &[&str]) -> Self {
         let mut all = vec!["--redis-url".to_owned(), url.to_owned()];
         all.extend(args.iter().map(|&arg| arg.to_owned()));
-        let data_dir = tempfile::tempdir().expect("a temporary directory can be made");
+        let dir = tempfile::tempdir().expect("a temporary directory can be made");
         let lines = Arc::default();
-        let child = spawn(&data_dir, &all, &lines);
-        let mut sidecar = Self { child, data_dir, args: all, lines, port: 0, ops_port: 0 };
+        let child = spawn(&dir.path().join(DATA), &all, &environment, &lines);
+        let mut sidecar = Self { child, dir, args: all, environment, lines, port: 0, ops_port: 0 };
         sidecar.wait_for_ports(0);
         sidecar
     }
@@ -60,8 +72,33 @@ impl Sidecar {
     /// Starts it again on the same data directory, after it has ended.
     pub fn restart(&mut self) {
         let before = self.logs().len();
-        self.child = spawn(&self.data_dir, &self.args, &self.lines);
+        self.spawn_again();
         self.wait_for_ports(before);
+    }
+
+    /// Starts it again, which must fail; answers the status and the line that says why.
+    pub fn fail_to_restart(&mut self) -> (Option<i32>, String) {
+        let before = self.logs().len();
+        self.spawn_again();
+        let status = self.wait();
+        let line = wait_for("the line that says why", || {
+            self.logs()[before..].iter().find(|line| !line.starts_with('{')).cloned()
+        });
+        (status.code(), line)
+    }
+
+    fn spawn_again(&mut self) {
+        self.child = spawn(&self.data_dir(), &self.args, &self.environment, &self.lines);
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join(DATA)
+    }
+
+    /// As `restart`, with more flags of `serve` from now on.
+    pub fn restart_with(&mut self, more: &[&str]) {
+        self.args.extend(more.iter().map(|&arg| arg.to_owned()));
+        self.restart();
     }
 
     /// Sends SIGTERM and waits for the end.
@@ -80,6 +117,33 @@ impl Sidecar {
 
     pub fn address(&self) -> Address {
         Address(self.port)
+    }
+
+    /// Of the data plane and of the ops plane.
+    pub fn ports(&self) -> [u16; 2] {
+        [self.port, self.ops_port]
+    }
+
+    /// The addresses on which the process takes TCP connections, as the kernel says.
+    pub fn listening(&self) -> Vec<SocketAddr> {
+        const LISTEN: &str = "0A";
+        let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let files = fs::read_dir(proc.join("fd")).expect("a running process has open files");
+        let open: Vec<PathBuf> =
+            files.filter_map(|file| fs::read_link(file.expect("it can be listed").path()).ok()).collect();
+        let mut listening = Vec::new();
+        for table in ["tcp", "tcp6"] {
+            // Without IPv6 the second is not there.
+            let table = fs::read_to_string(proc.join("net").join(table)).unwrap_or_default();
+            for row in table.lines().skip(1) {
+                let fields: Vec<&str> = row.split_whitespace().collect();
+                let is_own = || open.contains(&PathBuf::from(format!("socket:[{}]", fields[9])));
+                if fields[3] == LISTEN && is_own() {
+                    listening.push(socket_address(fields[1]));
+                }
+            }
+        }
+        listening
     }
 
     /// Sends a task, which must be accepted.
@@ -163,7 +227,7 @@ impl Sidecar {
     /// The memory that the process takes now.
     pub fn resident_bytes(&self) -> u64 {
         let path = format!("/proc/{}/status", self.child.id());
-        let status = std::fs::read_to_string(path).expect("a running process has a status");
+        let status = fs::read_to_string(path).expect("a running process has a status");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the status says VmRSS");
         let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("VmRSS is a number of kB");
         kib * 1024
@@ -202,24 +266,32 @@ impl Drop for Sidecar {
     }
 }
 
+/// Reads `0100007F:1CD3`: the address in words of 32 bits, each as it lies in memory, and the port.
+fn socket_address(text: &str) -> SocketAddr {
+    let hexadecimal = |digits: &str| u32::from_str_radix(digits, 16).expect("it is hexadecimal");
+    let (address, port) = text.split_once(':').expect("an address has a port");
+    let octets: Vec<u8> =
+        (0..address.len()).step_by(8).flat_map(|at| hexadecimal(&address[at..at + 8]).to_ne_bytes()).collect();
+    let ip = match <[u8; 4]>::try_from(&octets[..]) {
+        Ok(octets) => IpAddr::from(octets),
+        Err(_) => IpAddr::from(<[u8; 16]>::try_from(octets).expect("an address has 4 or 16 octets")),
+    };
+    SocketAddr::new(ip, hexadecimal(port) as u16)
+}
+
 fn port_after(line: &str, start: &str) -> Option<u16> {
     let (_, rest) = line.split_once(&format!("{start}http://127.0.0.1:"))?;
     let digits = rest.find(|found: char| !found.is_ascii_digit())?;
     rest[..digits].parse().ok()
 }
 
-fn spawn(data_dir: &TempDir, args: &[String], lines: &Arc<Mutex<Vec<String>>>) -> Child {
-    let mut command = mortal(env!("CARGO_BIN_EXE_redrive"));
-    // What is set for the one who runs the tests is not set for the sidecar.
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("REDRIVE_")) {
-        command.env_remove(name);
-    }
-    let mut child = command
+fn spawn(data_dir: &Path, args: &[String], environment: &[(String, String)], lines: &Arc<Mutex<Vec<String>>>) -> Child {
+    let mut child = redrive()
         .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--journal-allow-volatile"])
         .arg("--data-dir")
-        .arg(data_dir.path())
+        .arg(data_dir)
         .args(args)
-        .env_remove("RUST_LOG")
+        .envs(environment.iter().cloned())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
