@@ -14,7 +14,7 @@ use crate::{
     },
     log::{Entry as LogEntry, QueueName, ReadError},
     queue::Envelope,
-    task::TaskId,
+    task::{Outcome, TaskId},
 };
 
 /// Records are put into the window by the test itself.
@@ -128,7 +128,7 @@ fn half_done_pipelines_and_attempts_survive_also_where_they_were_not_read_again(
     for offset in [4, 8] {
         let slot = first.unfinished[&offset];
         let entry = first.entry_mut(slot);
-        entry.units[0].end = Some(End::Applied);
+        entry.units[0].end = Some(End::Settled(Outcome::Applied));
         entry.units[2].attempts = 2;
         entry.open = 2;
         first.note(slot);
@@ -143,7 +143,7 @@ fn half_done_pipelines_and_attempts_survive_also_where_they_were_not_read_again(
 
     let third = window(Some(stored), &budget);
     let earlier = third.earlier(8).expect("it is not finished");
-    assert_eq!(earlier.units, [UnitEnd::Applied, UnitEnd::Unfinished, UnitEnd::Unfinished]);
+    assert_eq!(earlier.units, [UnitEnd::Settled(Outcome::Applied), UnitEnd::Unfinished, UnitEnd::Unfinished]);
     assert_eq!(earlier.attempts, [(2, 2)]);
 }
 

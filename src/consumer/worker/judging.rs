@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::{Sent, Worker, trace_id};
 use crate::{
     consumer::{
-        entry::{End, Entry, UnitRef},
+        entry::{Entry, UnitRef},
         schedule::{UnitId, UnitState},
     },
     retry::{self, Failure, FailureClass, History, Policy, ReasonClass, Verdict},
@@ -15,6 +15,7 @@ use crate::{
         BatchResult, Connection,
         command_hold::{CommandHolds, Ruling, Sending, Waiting as Parked},
     },
+    task::Outcome,
 };
 
 impl Worker {
@@ -49,7 +50,7 @@ impl Worker {
                 // Backwards, so that those put back stand in their old order again.
                 for (sent, result) in sent.iter().zip(result.results).rev() {
                     match result {
-                        Ok(()) => self.applied(sent, today),
+                        Ok(()) => self.succeeded(sent, Outcome::Applied, today),
                         Err(failure) => self.failed(sent, failure, now, today),
                     }
                 }
@@ -57,22 +58,13 @@ impl Worker {
         }
     }
 
-    fn applied(&mut self, sent: &Sent, today: Timestamp) {
+    /// The target did what it was asked to.
+    fn succeeded(&mut self, sent: &Sent, outcome: Outcome, today: Timestamp) {
         self.metrics.attempts[0].inc();
         if let Some(waiting) = self.holds.on_success(sent.command) {
             self.unpark(sent.command, waiting);
         }
-        let window = &mut self.windows[sent.window];
-        window.schedule.finish(sent.node);
-        let entry = window.entry_mut(sent.unit.task);
-        entry.units[sent.unit.unit as usize].end = Some(End::Applied);
-        entry.letter.outdate();
-        entry.open -= 1;
-        if entry.open == 0 {
-            self.finish(sent.window, sent.unit.task, today);
-        } else {
-            window.note(sent.unit.task);
-        }
+        self.end_unit(sent.window, sent.node, sent.unit, outcome, today);
     }
 
     fn failed(&mut self, sent: &Sent, failure: Failure, now: Instant, today: Timestamp) {

@@ -115,7 +115,7 @@ impl Worker {
         let slot = window.insert(entry, units.len());
         for (place, (keys, idempotent)) in units.into_iter().enumerate() {
             let end = match earlier.units.get(place) {
-                Some(UnitEnd::Applied) => Some(End::Applied),
+                Some(UnitEnd::Settled(outcome)) => Some(End::Settled(*outcome)),
                 Some(UnitEnd::Dead { code, reason }) => {
                     let (failure, reason) = remembered_failure(code, reason);
                     window.entry_mut(slot).note_death(place as u32, &failure, reason, now);

@@ -7,6 +7,7 @@ use crate::{
     consumer::{
         entry::{End, Letter, TaskSlot, UnitRef},
         letter,
+        schedule::UnitId,
     },
     log::{CommitError, TableError},
     queue::recent::Settled,
@@ -15,6 +16,28 @@ use crate::{
 };
 
 impl Worker {
+    /// Ends a running unit, other than dead, and lets its keys go.
+    pub(super) fn end_unit(
+        &mut self,
+        number: usize,
+        node: UnitId,
+        unit: UnitRef,
+        outcome: Outcome,
+        today: Timestamp,
+    ) {
+        let window = &mut self.windows[number];
+        window.schedule.finish(node);
+        let entry = window.entry_mut(unit.task);
+        entry.units[unit.unit as usize].end = Some(End::Settled(outcome));
+        entry.letter.outdate();
+        entry.open -= 1;
+        if entry.open == 0 {
+            self.finish(number, unit.task, today);
+        } else {
+            window.note(unit.task);
+        }
+    }
+
     /// Begins a unit's end: its keys stay taken until the dead letter is durable.
     pub(super) fn die(
         &mut self,
@@ -106,7 +129,7 @@ impl Worker {
     /// The task has come to its end.
     fn settle_at(&mut self, number: usize, task: TaskSlot, today: Timestamp) {
         let entry = self.windows[number].remove(task);
-        let outcome = if entry.is_dead() { Outcome::Dead } else { Outcome::Applied };
+        let outcome = entry.outcome();
         self.metrics.settled[outcome as usize].inc();
         let age = (today.as_millisecond() - entry.envelope.accepted_at.as_millisecond()).max(0);
         self.metrics.settle_seconds.observe(age as f64 / 1000.0);
@@ -127,7 +150,7 @@ impl Worker {
                 entry.envelope.id,
                 reason.as_str()
             );
-        } else {
+        } else if outcome == Outcome::Applied {
             tracing::debug!(
                 task.id = %entry.envelope.id,
                 trace_id = %trace_id(&entry),
@@ -136,6 +159,18 @@ impl Worker {
                 attempts,
                 "Applied task {}",
                 entry.envelope.id
+            );
+        } else {
+            tracing::info!(
+                task.id = %entry.envelope.id,
+                trace_id = %trace_id(&entry),
+                keys = entry.keys,
+                redis.target = self.target.name(),
+                outcome = outcome.as_str(),
+                attempts,
+                "Task {} was settled as {}",
+                entry.envelope.id,
+                outcome.as_str()
             );
         }
         self.settled.push(Settled {
