@@ -22,9 +22,10 @@ use std::{
 use super::{
     checkpoint::{Finished, State},
     entry::{Entry, TaskSlot, UnitRef},
+    rows::Rows,
     schedule::{Schedule, UnitId},
 };
-use crate::log::{Checkpoint, Epoch, Partition, Reader};
+use crate::log::{Assigned, Checkpoint, Epoch, Lease, Partition, Reader};
 
 /// The most offsets between the watermark and what is read next: what a checkpoint can describe.
 const MAX_SPAN: u64 = 1_048_576;
@@ -51,9 +52,25 @@ impl Budget {
     }
 }
 
+/// Whether this process may send units of a partition. What an earlier owner has on its way may arrive at any time, so
+/// its connections are cut first; and whoever owns the partition next must know whose to cut, so the first unit waits
+/// for a checkpoint that names this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// The process of that boot id did not say that it had ended.
+    Fencing([u8; 16]),
+    /// The next checkpoint names this process.
+    Claiming,
+    Held,
+}
+
 pub struct Window {
     pub partition: Partition,
     pub epoch: Epoch,
+    pub lease: Lease,
+    pub claim: Claim,
+    /// What finished since the last durable checkpoint and would run again after a crash, by key.
+    pub rows: Rows,
     /// Away while a read is under way.
     pub reader: Option<Box<dyn Reader>>,
     pub schedule: Schedule<UnitRef>,
@@ -79,13 +96,9 @@ pub struct Window {
 }
 
 impl Window {
-    pub fn new(
-        partition: Partition,
-        epoch: Epoch,
-        checkpoint: Option<Checkpoint>,
-        reader: Box<dyn Reader>,
-        budget: Arc<Budget>,
-    ) -> Self {
+    pub fn new(assigned: Assigned, budget: Arc<Budget>) -> Self {
+        let Assigned { partition, epoch, lease, checkpoint, reader } = assigned;
+        let is_new = checkpoint.is_none();
         let Checkpoint { watermark, state } = checkpoint.unwrap_or_default();
         let earlier = match State::decode(watermark, &state) {
             Some(state) => state,
@@ -101,6 +114,12 @@ impl Window {
         Self {
             partition,
             epoch,
+            lease,
+            claim: match earlier.released || is_new || earlier == State::default() {
+                true => Claim::Claiming,
+                false => Claim::Fencing(earlier.boot_id),
+            },
+            rows: Rows::default(),
             reader: Some(reader),
             schedule: Schedule::default(),
             changed: false,
@@ -241,11 +260,20 @@ impl Window {
         self.unfinished.len()
     }
 
-    /// What to write down now.
+    /// Whether its units may be sent now.
+    pub fn may_send(&self) -> bool {
+        self.claim == Claim::Held && self.lease.is_valid()
+    }
+
+    /// What to write down now. While an earlier owner is not fenced off its name stays in it.
     pub fn checkpoint(&self, boot_id: [u8; 16], released: bool) -> Checkpoint {
         let watermark = self.watermark();
         let mut finished = Finished::from_unfinished(watermark, self.unfinished.keys().copied(), self.next);
         finished.extend_from(&self.earlier.finished, self.next);
+        let (boot_id, released) = match self.claim {
+            Claim::Fencing(earlier) => (earlier, false),
+            Claim::Claiming | Claim::Held => (boot_id, released),
+        };
         let mut state = State { boot_id, released, finished, ..State::default() };
         for (offset, slot) in &self.notable {
             let entry = self.entry(*slot);

@@ -73,7 +73,11 @@ impl Worker {
                 return self.refuse_record(number, offset, envelope, &failure);
             }
         };
-        let Some(earlier) = self.windows[number].earlier(offset) else {
+        let earlier = self.windows[number].earlier(offset);
+        if self.seen.insert(envelope.identity, envelope.accepted_at, now) == Known::Before {
+            return self.drop_duplicate(number, &envelope, earlier.is_none());
+        }
+        let Some(earlier) = earlier else {
             self.settled.push(Settled { identity: envelope.identity, outcome: None, attempts: 0, last_error: None });
             return;
         };
@@ -153,6 +157,41 @@ impl Worker {
         }
         if entry.open == 0 {
             self.finish(number, slot, now);
+        }
+    }
+
+    /// The same task again: stored a second time, because a request was repeated after its id had been forgotten.
+    fn drop_duplicate(&mut self, number: usize, envelope: &Envelope, settled_before: bool) {
+        if settled_before {
+            return;
+        }
+        self.windows[number].changed = true;
+        self.metrics.settled[Outcome::Duplicate as usize].inc();
+        tracing::info!(
+            task.id = %envelope.id,
+            redis.target = self.target.name(),
+            outcome = Outcome::Duplicate.as_str(),
+            "Task {} was stored a second time: it runs once",
+            envelope.id
+        );
+    }
+
+    /// Remembers the identities of what was finished before a partition was taken over, as far as its log still has
+    /// them.
+    pub(super) fn remember(&mut self, partition: &Partition, watermark: u64) {
+        let (seen, now) = (&mut self.seen, Timestamp::now());
+        let result = self.log.tail(&partition.queue, REFILL_RECORDS, REFILL_BYTES, &mut |entry| {
+            if entry.offset < watermark
+                && let Ok(envelope) = Envelope::decode(&entry.record)
+            {
+                seen.insert(envelope.identity, envelope.accepted_at, now);
+            }
+        });
+        if let Err(error) = result {
+            tracing::warn!(
+                partition = %partition,
+                "The end of {partition} could not be read, so tasks that were stored twice may run twice: {error}"
+            );
         }
     }
 

@@ -8,6 +8,7 @@ use crate::{
         entry::{End, Letter, TaskSlot, UnitRef},
         letter,
         schedule::UnitId,
+        window::Claim,
     },
     log::{CommitError, TableError},
     queue::recent::Settled,
@@ -187,29 +188,50 @@ impl Worker {
         }
     }
 
-    pub(super) fn commit(&mut self) {
+    /// Writes checkpoints: where there is something new when they are `due`, and at once where a unit waits for one.
+    pub(super) fn commit(&mut self, due: bool) {
         for (number, window) in self.windows.iter_mut().enumerate() {
-            if !window.changed || window.committing {
+            let wanted = window.schedule.waiting_len() > 0 || window.claim == Claim::Claiming;
+            if window.committing || !(window.changed && due || wanted) {
                 continue;
             }
             window.changed = false;
             window.committing = true;
+            window.rows.seal();
+            let claim = window.claim;
             let checkpoint = window.checkpoint(self.boot_id, false);
             let (log, partition, epoch) = (self.log.clone(), window.partition.clone(), window.epoch);
             self.events.push(Box::pin(async move {
                 let result = log.commit(&partition, epoch, checkpoint).await;
-                Event::Committed { window: number, result }
+                Event::Committed { window: number, claim, result }
             }));
         }
     }
 
-    pub(super) fn take_commit(&mut self, number: usize, result: Result<(), CommitError>) {
+    pub(super) fn take_commit(&mut self, number: usize, claim: Claim, result: Result<(), CommitError>) {
         let window = &mut self.windows[number];
         window.committing = false;
-        if let Err(error) = result {
-            // The next checkpoint says the same and more.
-            window.changed = !matches!(error, CommitError::Closed);
-            tracing::warn!(partition = %window.partition, "A checkpoint of {} was not stored: {error}", window.partition);
+        match result {
+            Ok(()) => {
+                window.rows.checkpointed();
+                window.schedule.release_waiting();
+                if claim == Claim::Claiming {
+                    window.claim = Claim::Held;
+                }
+            }
+            Err(error) => {
+                window.rows.unsealed();
+                window.committing = true;
+                tracing::warn!(
+                    partition = %window.partition,
+                    "A checkpoint of {} was not stored: {error}",
+                    window.partition
+                );
+                self.events.push(Box::pin(async move {
+                    tokio::time::sleep(PAUSE).await;
+                    Event::CommitAgain { window: number }
+                }));
+            }
         }
     }
 }
