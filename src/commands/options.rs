@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use super::{ArgumentFault, Class, Effects, NotAccepted, Overwrite, TtlAt, TtlUnit, keys::check_pairs};
+use super::{ArgumentFault, Class, Effects, NotAccepted, Overwrite, TtlAt, TtlEffect, TtlUnit, keys::check_pairs};
 
 pub(super) type Args<'x, 'a> = &'x [Cow<'a, [u8]>];
 pub(super) type Check = fn(Args<'_, '_>, &mut Effects) -> Result<(), ArgumentFault>;
@@ -43,29 +43,40 @@ fn ttl_option(word: &[u8], index: usize) -> Option<TtlAt> {
     Some(TtlAt { index, unit, absolute })
 }
 
+/// On what a write depends.
+#[derive(Clone, Copy)]
+enum Condition {
+    /// That there is nothing.
+    Missing,
+    /// That there is something.
+    There,
+}
+
 /// `SET key value [NX | XX] [GET] [EX n | PX n | EXAT t | PXAT t | KEEPTTL]`
 pub(super) fn set(args: Args<'_, '_>, effects: &mut Effects) -> Result<(), ArgumentFault> {
-    let (mut condition, mut keep_ttl, mut get) = (false, false, false);
+    let (mut condition, mut keep_ttl, mut get) = (None, false, false);
+    let mut ttl = None;
     let mut index = 2;
     while index < args.len() {
         let word = Word::at(args, index);
         match word.as_bytes() {
-            b"NX" | b"XX" if condition => return Err(invalid(index, "SET takes one of NX and XX, once")),
-            b"NX" | b"XX" => condition = true,
+            b"NX" | b"XX" if condition.is_some() => return Err(invalid(index, "SET takes one of NX and XX, once")),
+            b"NX" => condition = Some(Condition::Missing),
+            b"XX" => condition = Some(Condition::There),
             b"GET" => get = true,
-            b"KEEPTTL" if effects.ttl.is_none() && !keep_ttl => keep_ttl = true,
+            b"KEEPTTL" if ttl.is_none() && !keep_ttl => keep_ttl = true,
             name => {
-                let ttl = ttl_option(name, index + 1);
-                match ttl {
+                let option = ttl_option(name, index + 1);
+                match option {
                     None if name == b"KEEPTTL" => return Err(invalid(index, "SET takes one TTL option")),
                     None => return Err(invalid(index, "this is not an option of SET")),
-                    Some(_) if keep_ttl || effects.ttl.is_some() => {
+                    Some(_) if keep_ttl || ttl.is_some() => {
                         return Err(invalid(index, "SET takes one TTL option"));
                     }
                     Some(_) if index + 1 >= args.len() => {
                         return Err(invalid(index, "this option needs a number behind it"));
                     }
-                    Some(_) => effects.ttl = ttl,
+                    Some(_) => ttl = option,
                 }
                 index += 1;
             }
@@ -74,11 +85,18 @@ pub(super) fn set(args: Args<'_, '_>, effects: &mut Effects) -> Result<(), Argum
     }
     effects.class = match (keep_ttl, condition) {
         (true, _) => Class::Relative,
-        (false, true) => Class::Conditional,
-        (false, false) => Class::Idempotent,
+        (false, Some(_)) => Class::Conditional,
+        (false, None) => Class::Idempotent,
+    };
+    effects.ttl_effect = match (ttl, condition) {
+        (Some(ttl), Some(Condition::There)) => TtlEffect::SetsIf(ttl),
+        (Some(ttl), _) => TtlEffect::Sets(ttl),
+        (None, Some(Condition::Missing)) => TtlEffect::None,
+        (None, _) if keep_ttl => TtlEffect::None,
+        (None, _) => TtlEffect::Clears,
     };
     // GET makes SET fail on a key that is not a string.
-    if condition || keep_ttl || get {
+    if condition.is_some() || keep_ttl || get {
         effects.overwrite = Overwrite::None;
     }
     Ok(())
@@ -91,14 +109,13 @@ pub(super) fn getex(args: Args<'_, '_>, effects: &mut Effects) -> Result<(), Arg
     };
     let word = Word::at(args, index);
     let taken = if word.as_bytes() == b"PERSIST" {
+        effects.ttl_effect = TtlEffect::Clears;
         1
     } else {
-        effects.ttl = ttl_option(word.as_bytes(), index + 1);
-        match effects.ttl {
+        match ttl_option(word.as_bytes(), index + 1) {
             None => return Err(invalid(index, "this is not an option of GETEX")),
             Some(_) if args.len() == 2 => return Err(invalid(index, "this option needs a number behind it")),
-            Some(ttl) if !ttl.absolute => effects.class = Class::Relative,
-            Some(_) => {}
+            Some(ttl) => effects.ttl_effect = TtlEffect::Sets(ttl),
         }
         2
     };
@@ -112,9 +129,15 @@ pub(super) fn getex(args: Args<'_, '_>, effects: &mut Effects) -> Result<(), Arg
 pub(super) fn expire(args: Args<'_, '_>, effects: &mut Effects) -> Result<(), ArgumentFault> {
     for index in 2..args.len() {
         match Word::at(args, index).as_bytes() {
-            b"NX" | b"XX" | b"GT" | b"LT" => effects.class = effects.class.max(Class::Conditional),
+            b"NX" | b"LT" => {}
+            b"XX" | b"GT" => {
+                if let TtlEffect::Sets(ttl) = effects.ttl_effect {
+                    effects.ttl_effect = TtlEffect::SetsIf(ttl);
+                }
+            }
             _ => return Err(invalid(index, "this is not an option of the EXPIRE commands")),
         }
+        effects.class = Class::Conditional;
     }
     Ok(())
 }
@@ -211,7 +234,7 @@ pub(super) fn restore(args: Args<'_, '_>, effects: &mut Effects) -> Result<(), A
         index += 1;
     }
     if args[1].as_ref() != b"0" {
-        effects.ttl = Some(TtlAt { index: 1, unit: TtlUnit::Millis, absolute });
+        effects.ttl_effect = TtlEffect::Sets(TtlAt { index: 1, unit: TtlUnit::Millis, absolute });
     }
     Ok(())
 }

@@ -59,11 +59,11 @@ fn class_depends_on_arguments() {
     check("SET k v XX keepttl", Class::Relative);
     check("SETNX k v", Class::Conditional);
     check("GETEX k", Class::Idempotent);
-    check("GETEX k EX 10", Class::Relative);
+    check("GETEX k EX 10", Class::Idempotent);
     check("GETEX k PXAT 10", Class::Idempotent);
     check("GETEX k PERSIST", Class::Idempotent);
-    check("EXPIRE k 10", Class::Relative);
-    check("PEXPIRE k 10 NX", Class::Relative);
+    check("EXPIRE k 10", Class::Idempotent);
+    check("PEXPIRE k 10 NX", Class::Conditional);
     check("EXPIREAT k 10", Class::Idempotent);
     check("PEXPIREAT k 10 GT", Class::Conditional);
     check("ZADD k 1 m", Class::Idempotent);
@@ -86,6 +86,7 @@ fn class_depends_on_arguments() {
     check("XGROUP SETID k g $", Class::Relative);
     check("RESTORE k 0 v", Class::Relative);
     check("RESTORE k 0 v REPLACE ABSTTL", Class::Idempotent);
+    check("RESTORE k 10 v REPLACE", Class::Idempotent);
     check("SORT k STORE d", Class::Relative);
     check("COPY a b REPLACE", Class::Relative);
     check("RENAME a b", Class::Move);
@@ -117,7 +118,7 @@ fn overwrite_depends_on_arguments() {
 
 #[test]
 fn ttl_argument_is_found() {
-    let check = |line: &str, ttl| assert_eq!(effects(line).expect(line).ttl, ttl, "{line}");
+    let check = |line: &str, ttl| assert_eq!(effects(line).expect(line).ttl_effect.at(), ttl, "{line}");
     let at = |index, unit, absolute| Some(TtlAt { index, unit, absolute });
     check("SET k v", None);
     check("SET k v NX EX 10", at(4, TtlUnit::Seconds, false));
@@ -129,6 +130,42 @@ fn ttl_argument_is_found() {
     check("PEXPIREAT k 10", at(1, TtlUnit::Millis, true));
     check("RESTORE k 0 v", None);
     check("RESTORE k 10 v ABSTTL", at(1, TtlUnit::Millis, true));
+}
+
+#[test]
+fn effect_on_the_ttl_depends_on_arguments() {
+    let check = |line: &str, kind: &str| {
+        let found = match effects(line).expect(line).ttl_effect {
+            TtlEffect::None => "none",
+            TtlEffect::Sets(_) => "sets",
+            TtlEffect::SetsIf(_) => "sets if",
+            TtlEffect::Clears => "clears",
+            TtlEffect::Fields(_) => "fields",
+        };
+        assert_eq!(found, kind, "{line}");
+    };
+    check("SET k v", "clears");
+    check("SET k v NX", "none");
+    check("SET k v XX", "clears");
+    check("SET k v GET", "clears");
+    check("SET k v KEEPTTL XX", "none");
+    check("SET k v EX 10", "sets");
+    check("SET k v NX PX 10", "sets");
+    check("SET k v EXAT 10 XX", "sets if");
+    check("SETEX k 10 v", "sets");
+    check("EXPIRE k 10", "sets");
+    check("EXPIREAT k 10 NX", "sets");
+    check("PEXPIRE k 10 LT", "sets");
+    check("PEXPIREAT k 10 GT", "sets if");
+    check("EXPIRE k 10 XX LT", "sets if");
+    check("PERSIST k", "clears");
+    check("GETEX k PERSIST", "clears");
+    check("GETEX k", "none");
+    check("GETEX k EX 10", "sets");
+    check("GETSET k v", "clears");
+    check("RESTORE k 10 v", "sets");
+    check("RESTORE k 0 v", "none");
+    check("INCR k", "none");
 }
 
 #[test]

@@ -253,7 +253,7 @@ fn idempotent_and_conditional_commands_change_nothing_when_they_run_again() {
         }
         assert!(matches!(effects.class, Class::Idempotent | Class::Conditional));
         // A relative TTL ends later when it is set later; it becomes a deadline before it is sent.
-        let with_expiry = effects.ttl.is_none_or(|ttl| ttl.absolute);
+        let with_expiry = effects.ttl_effect.at().is_none_or(|ttl| ttl.absolute);
         let once = state(server, true);
         let again = run(server, name, args);
         if name == "XGROUP" && args[0].eq_ignore_ascii_case(b"CREATE") {
