@@ -290,7 +290,7 @@ impl Worker {
 
     fn assign(&mut self, assignment: Assignment) {
         match assignment {
-            Assignment::Assigned(Assigned { partition, epoch, checkpoint, reader }) => {
+            Assignment::Assigned(Assigned { partition, epoch, checkpoint, reader, .. }) => {
                 let watermark = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.watermark);
                 tracing::info!(partition = %partition, watermark, "Consuming {partition} from offset {watermark}");
                 self.windows.push(Window::new(partition, epoch, checkpoint, reader, self.budget.clone()));
