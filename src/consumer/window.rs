@@ -25,7 +25,7 @@ use super::{
     rows::Rows,
     schedule::{Schedule, UnitId},
 };
-use crate::log::{Assigned, Checkpoint, Epoch, Lease, Partition, Reader};
+use crate::log::{Assigned, BootTime, Checkpoint, Epoch, Lease, Partition, Reader};
 
 /// The most offsets between the watermark and what is read next: what a checkpoint can describe.
 const MAX_SPAN: u64 = 1_048_576;
@@ -262,7 +262,7 @@ impl Window {
 
     /// Whether its units may be sent now.
     pub fn may_send(&self) -> bool {
-        self.claim == Claim::Held && self.lease.is_valid()
+        self.claim == Claim::Held && self.lease.is_valid(BootTime::now())
     }
 
     /// What to write down now. While an earlier owner is not fenced off its name stays in it.

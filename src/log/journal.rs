@@ -64,7 +64,7 @@ use self::{
     writer::{Failure, Writer},
 };
 use super::{
-    AppendError, Appended, Assigned, Assignment, Checkpoint, CommitError, Depth, Durability, Entry, Epoch, Log,
+    AppendError, Appended, Assigned, Assignment, Checkpoint, CommitError, Depth, Durability, Entry, Epoch, Lease, Log,
     NewRecord, Partition, Position, QueueName, ReadError, Table, TableError,
 };
 
@@ -410,7 +410,9 @@ impl Inner {
         let from = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.watermark);
         let reader = JournalReader::new(writer.home.clone(), writer.shelf.clone(), from);
         let partition = Partition { queue, index: 0 };
-        Some(Assignment::Assigned(Assigned { partition, epoch, checkpoint, reader: Box::new(reader) }))
+        // The lock on the data directory keeps everybody else out.
+        let lease = Lease::forever();
+        Some(Assignment::Assigned(Assigned { partition, epoch, checkpoint, lease, reader: Box::new(reader) }))
     }
 
     async fn commit(&self, partition: &Partition, epoch: Epoch, checkpoint: Checkpoint) -> Result<(), CommitError> {
