@@ -24,8 +24,12 @@ use crate::{
 mod checkpoint;
 mod entry;
 mod letter;
+mod plan;
 mod prepared;
+mod rows;
 mod schedule;
+mod seen;
+mod timing;
 mod window;
 mod worker;
 
@@ -39,7 +43,14 @@ pub struct Config {
     pub outage_probe_cap: Duration,
     /// Connections of each target that batches go over.
     pub connections: usize,
+    /// Names this process in checkpoints and on the targets.
+    pub boot_id: [u8; 16],
+    /// How long the markers of what ran once live.
+    pub marker_ttl: Duration,
 }
+
+/// Bytes of the memory of identities, of all targets together.
+const SEEN_BYTES: usize = 4 * 1024 * 1024;
 
 /// What the consumer works with.
 pub struct Parts {
@@ -73,9 +84,9 @@ impl Consumer {
         let stop = CancellationToken::new();
         let ended = CancellationToken::new();
         let budget = window::Budget::new(config.memory_bytes);
-        let boot_id = *uuid::Uuid::now_v7().as_bytes();
         let mut questions = Vec::new();
         let mut workers = Vec::new();
+        let count = targets.len().max(1);
         for target in targets {
             let (sender, receiver) = mpsc::channel(64);
             questions.push(sender);
@@ -94,7 +105,9 @@ impl Consumer {
                     probe_cap: config.outage_probe_cap,
                     connections: config.connections,
                     budget: budget.clone(),
-                    boot_id,
+                    boot_id: config.boot_id,
+                    marker_ttl: config.marker_ttl,
+                    seen_bytes: SEEN_BYTES / count,
                     assignments: log.consume(lanes.to_vec()),
                     questions: receiver,
                     stop: stop.clone(),

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{checkpoint::UnitEnd, prepared::Prepared, schedule::UnitId};
+use super::{checkpoint::UnitEnd, prepared::Prepared, rows::ReplayKind, schedule::UnitId};
 use crate::{
     queue::Envelope,
     retry::{Executed, Failure, FailureClass, ReasonClass},
@@ -42,6 +42,8 @@ pub struct Unit {
     /// Where it is in the schedule, while it is not done.
     pub node: UnitId,
     pub idempotent: bool,
+    /// What another run of it does, after a crash.
+    pub kind: ReplayKind,
     /// Retries spent.
     pub attempts: u32,
     /// Ambiguous results in a row while on trial.

@@ -136,6 +136,7 @@ pub struct Worker {
 }
 
 /// A unit that was sent.
+#[derive(Clone, Copy)]
 struct Sent {
     window: usize,
     node: UnitId,

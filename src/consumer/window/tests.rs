@@ -10,6 +10,7 @@ use crate::{
     consumer::{
         checkpoint::UnitEnd,
         entry::{End, Letter, Unit},
+        rows::ReplayKind,
         schedule::UnitId,
     },
     log::{Entry as LogEntry, QueueName, ReadError},
@@ -29,7 +30,8 @@ impl Reader for NoReader {
 fn window(checkpoint: Option<Checkpoint>, budget: &Arc<Budget>) -> Window {
     let queue = QueueName { target: "default".into(), lane: "normal" };
     let partition = Partition { queue, index: 0 };
-    Window::new(partition, Epoch(1), checkpoint, Box::new(NoReader), budget.clone())
+    let (epoch, lease, reader) = (Epoch(1), Lease::forever(), Box::new(NoReader));
+    Window::new(Assigned { partition, epoch, lease, checkpoint, reader }, budget.clone())
 }
 
 fn entry(offset: u64, units: usize) -> Entry {
@@ -38,6 +40,7 @@ fn entry(offset: u64, units: usize) -> Entry {
     let unit = || Unit {
         node: UnitId::NONE,
         idempotent: true,
+        kind: ReplayKind::Other,
         attempts: 0,
         strikes: 0,
         suspect: false,

@@ -8,13 +8,16 @@ use crate::{
     consumer::{
         checkpoint::UnitEnd,
         entry::{End, Entry, Letter, Unit, UnitRef, remembered_failure},
+        plan,
         prepared::Prepared,
+        rows::ReplayKind,
         schedule::{Keys, UnitId},
+        seen::Known,
     },
-    log::{Entry as LogEntry, ReadError, Reader},
-    queue::{Envelope, recent::Settled},
+    log::{Entry as LogEntry, Partition, ReadError, Reader},
+    queue::{Envelope, REFILL_BYTES, REFILL_RECORDS, recent::Settled},
     retry::{Executed, Failure, ReasonClass},
-    task::{Task, TaskId},
+    task::{Outcome, Task, TaskId},
 };
 
 impl Worker {
@@ -94,30 +97,33 @@ impl Worker {
         };
         let ordering_key =
             task.ordering_key.as_ref().map(|key| xxhash_rust::xxh3::xxh3_64_with_seed(key.as_bytes(), 1));
-        let units: Vec<(Keys, bool)> = task
+        let late = task.late.or(envelope.late);
+        let units: Vec<(Keys, bool, ReplayKind)> = task
             .operation
             .units()
-            .map(|unit| {
+            .enumerate()
+            .map(|(place, unit)| {
                 let hashes = unit.keys.iter().map(|key| xxhash_rust::xxh3::xxh3_64(key.bytes));
                 // A unit whose keys are not known stays a barrier: the ordering key adds an order and removes none.
                 let ordering_key = ordering_key.filter(|_| !unit.is_barrier());
-                (Keys::new(hashes.chain(ordering_key)), task.idempotent || unit.class == Class::Idempotent)
+                let keys = Keys::new(hashes.chain(ordering_key));
+                (keys, task.idempotent || unit.class == Class::Idempotent, plan::replay_kind(&task, late, place, &unit))
             })
             .collect();
         let entry = Entry {
             offset,
-            max_retries: task.max_retries.unwrap_or(self.policy.max_retries),
+            max_retries: task.max_retries.or(envelope.max_retries).unwrap_or(self.policy.max_retries),
             units: Vec::with_capacity(units.len()),
             open: 0,
-            keys: units.iter().map(|(keys, _)| keys.len()).sum(),
+            keys: units.iter().map(|(keys, ..)| keys.len()).sum(),
             trouble: None,
             letter: Letter::None,
-            prepared: Prepared::of(&task, &value),
+            prepared: if envelope.late.is_none() { Prepared::of(&task, &value, envelope.accepted_at) } else { None },
             envelope,
         };
         let window = &mut self.windows[number];
         let slot = window.insert(entry, units.len());
-        for (place, (keys, idempotent)) in units.into_iter().enumerate() {
+        for (place, (keys, idempotent, kind)) in units.into_iter().enumerate() {
             let end = match earlier.units.get(place) {
                 Some(UnitEnd::Settled(outcome)) => Some(End::Settled(*outcome)),
                 Some(UnitEnd::Dead { code, reason }) => {
@@ -139,6 +145,7 @@ impl Worker {
             entry.units.push(Unit {
                 node,
                 idempotent,
+                kind,
                 attempts,
                 strikes: 0,
                 suspect: false,

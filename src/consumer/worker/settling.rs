@@ -7,6 +7,7 @@ use crate::{
     consumer::{
         entry::{End, Letter, TaskSlot, UnitRef},
         letter,
+        rows::ReplayKind,
         schedule::UnitId,
         window::Claim,
     },
@@ -95,14 +96,17 @@ impl Worker {
             return;
         }
         entry.letter = Letter::Written { outdated: false };
-        let mut nodes = Vec::new();
+        let mut dead = Vec::new();
         for unit in entry.units.iter_mut().filter(|unit| unit.end == Some(End::Dying)) {
             unit.end = Some(End::Dead);
-            nodes.push(unit.node);
+            // What was refused has left no marker, so that it would run again.
+            let kind = if unit.kind == ReplayKind::Once { ReplayKind::Other } else { unit.kind };
+            dead.push((unit.node, kind));
         }
-        entry.open -= nodes.len();
+        entry.open -= dead.len();
         let open = entry.open;
-        for node in nodes {
+        for (node, kind) in dead {
+            window.rows.finished(window.schedule.keys(node), kind);
             window.schedule.finish(node);
         }
         if open == 0 {
