@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stderr, reason = "the logs of a sidecar are shown beside the failure of its test")]
 
+mod ambiguity;
 mod architecture;
 mod chaos;
 mod dead_letters;

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, BufRead, BufReader},
+    path::{Path, PathBuf},
     process::{Child, ExitStatus, Stdio},
     sync::{Arc, Mutex},
     time::Instant,
@@ -18,6 +19,8 @@ pub struct Sidecar {
     child: Child,
     data_dir: TempDir,
     args: Vec<String>,
+    /// `REDRIVE_FAULTS` of its next life.
+    faults: String,
     /// What it has written so far, over all its lives.
     lines: Arc<Mutex<Vec<String>>>,
     port: u16,
@@ -39,16 +42,46 @@ impl Address {
     }
 }
 
+/// As [`Address`], and the same through all lives of the sidecar: nobody else comes to listen there meanwhile.
+#[derive(Clone)]
+pub struct Socket(PathBuf);
+
+impl Socket {
+    pub fn post(&self, task: &Value) -> io::Result<Answer> {
+        http::ask_socket(&self.0, "POST", "/tasks", &task.to_string())
+    }
+
+    pub fn batch(&self, tasks: &[Value]) -> io::Result<Answer> {
+        http::ask_socket(&self.0, "POST", "/tasks/batch", &json!({"tasks": tasks}).to_string())
+    }
+}
+
 impl Sidecar {
     /// Starts one for the Redis at `url`, and waits until it takes tasks. `args` are further flags of `serve`.
     pub fn start(url: &str, args: &[&str]) -> Self {
-        let mut all = vec!["--redis-url".to_owned(), url.to_owned()];
-        all.extend(args.iter().map(|&arg| arg.to_owned()));
-        let data_dir = tempfile::tempdir().expect("a temporary directory can be made");
-        let lines = Arc::default();
-        let child = spawn(&data_dir, &all, &lines);
-        let mut sidecar = Self { child, data_dir, args: all, lines, port: 0, ops_port: 0 };
-        sidecar.wait_for_ports(0);
+        Self::start_with(url, args, "")
+    }
+
+    /// As `start`, with faults on purpose: what `REDRIVE_FAULTS` takes.
+    pub fn start_with(url: &str, args: &[&str], faults: &str) -> Self {
+        let args = [&["--redis-url", url, "--listen", "127.0.0.1:0"], args].concat();
+        Self::launch(data_dir(), &args, faults)
+    }
+
+    /// One that takes tasks on a unix socket, and only there.
+    pub fn start_on_socket(url: &str, args: &[&str], faults: &str) -> (Self, Socket) {
+        let data_dir = data_dir();
+        let socket = data_dir.path().join("tasks.sock");
+        let listen = format!("unix:{}", socket.display());
+        let args = [&["--redis-url", url, "--listen", &listen], args].concat();
+        (Self::launch(data_dir, &args, faults), Socket(socket))
+    }
+
+    fn launch(data_dir: TempDir, args: &[&str], faults: &str) -> Self {
+        let (args, lines): (Vec<_>, _) = (args.iter().map(|&arg| arg.to_owned()).collect(), Arc::default());
+        let child = spawn(&data_dir, &args, faults, &lines);
+        let mut sidecar = Self { child, data_dir, args, faults: faults.to_owned(), lines, port: 0, ops_port: 0 };
+        assert!(sidecar.comes_up(0), "the sidecar ended: {:?}", sidecar.logs().last());
         sidecar
     }
 
@@ -59,9 +92,27 @@ impl Sidecar {
 
     /// Starts it again on the same data directory, after it has ended.
     pub fn restart(&mut self) {
+        assert!(self.try_restart(), "the sidecar ended: {:?}", self.logs().last());
+    }
+
+    /// As `restart`; false where it ended again before it was up, as one with faults may.
+    pub fn try_restart(&mut self) -> bool {
         let before = self.logs().len();
-        self.child = spawn(&self.data_dir, &self.args, &self.lines);
-        self.wait_for_ports(before);
+        self.child = spawn(&self.data_dir, &self.args, &self.faults, &self.lines);
+        self.comes_up(before)
+    }
+
+    /// The faults of its next life.
+    pub fn set_faults(&mut self, faults: &str) {
+        faults.clone_into(&mut self.faults);
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("the child is ours to wait for").is_some()
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        self.data_dir.path()
     }
 
     /// Sends SIGTERM and waits for the end.
@@ -105,7 +156,11 @@ impl Sidecar {
 
     /// Asks the ops plane.
     pub fn ops(&self, path: &str) -> Answer {
-        http::ask(self.ops_port, "GET", path, &[], "").expect("the sidecar answers")
+        self.try_ops(path).expect("the sidecar answers")
+    }
+
+    pub fn try_ops(&self, path: &str) -> io::Result<Answer> {
+        http::ask(self.ops_port, "GET", path, &[], "")
     }
 
     /// Asks the ops plane with the token that it wants.
@@ -169,18 +224,20 @@ impl Sidecar {
         kib * 1024
     }
 
-    /// Both listeners say where they are; the ops plane is the last to do so.
-    fn wait_for_ports(&mut self, before: usize) {
+    /// Both listeners say where they are; the ops plane is the last to do so. False when the process ended instead.
+    fn comes_up(&mut self, before: usize) -> bool {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let lines = self.logs();
             let find = |start: &str| lines[before..].iter().find_map(|line| port_after(line, start));
-            if let (Some(port), Some(ops_port)) = (find("Taking tasks on "), find("admin API are on ")) {
-                (self.port, self.ops_port) = (port, ops_port);
-                return;
+            if let Some(ops_port) = find("admin API are on ") {
+                // None on a unix socket.
+                (self.port, self.ops_port) = (find("Taking tasks on ").unwrap_or(0), ops_port);
+                return true;
             }
-            let ended = self.child.try_wait().expect("the child is ours to wait for");
-            assert!(ended.is_none(), "the sidecar ended ({ended:?}): {:?}", lines.last());
+            if self.has_ended() {
+                return false;
+            }
             assert!(Instant::now() < deadline, "the sidecar does not start");
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
@@ -208,14 +265,21 @@ fn port_after(line: &str, start: &str) -> Option<u16> {
     rest[..digits].parse().ok()
 }
 
-fn spawn(data_dir: &TempDir, args: &[String], lines: &Arc<Mutex<Vec<String>>>) -> Child {
+fn data_dir() -> TempDir {
+    tempfile::tempdir().expect("a temporary directory can be made")
+}
+
+fn spawn(data_dir: &TempDir, args: &[String], faults: &str, lines: &Arc<Mutex<Vec<String>>>) -> Child {
     let mut command = mortal(env!("CARGO_BIN_EXE_redrive"));
     // What is set for the one who runs the tests is not set for the sidecar.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("REDRIVE_")) {
         command.env_remove(name);
     }
+    if !faults.is_empty() {
+        command.env("REDRIVE_FAULTS", faults);
+    }
     let mut child = command
-        .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--journal-allow-volatile"])
+        .args(["serve", "--ops-listen", "127.0.0.1:0", "--journal-allow-volatile"])
         .arg("--data-dir")
         .arg(data_dir.path())
         .args(args)
