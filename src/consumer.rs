@@ -5,7 +5,11 @@
 //! (`target`), what a failure means (`retry`), HTTP. Invariant: a position is below the watermark of a checkpoint
 //! only after its task was applied, or settled with a stated outcome, or stored as a dead letter.
 
-use std::{sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    thread::JoinHandle,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
@@ -24,6 +28,8 @@ use crate::{
 mod checkpoint;
 mod entry;
 mod letter;
+#[cfg(test)]
+mod model;
 mod plan;
 mod prepared;
 mod rows;
@@ -48,9 +54,6 @@ pub struct Config {
     /// How long the markers of what ran once live.
     pub marker_ttl: Duration,
 }
-
-/// Bytes of the memory of identities, of all targets together.
-const SEEN_BYTES: usize = 4 * 1024 * 1024;
 
 /// What the consumer works with.
 pub struct Parts {
@@ -86,7 +89,7 @@ impl Consumer {
         let budget = window::Budget::new(config.memory_bytes);
         let mut questions = Vec::new();
         let mut workers = Vec::new();
-        let count = targets.len().max(1);
+        let seen = Arc::new(Mutex::new(seen::Seen::new(config.marker_ttl)));
         for target in targets {
             let (sender, receiver) = mpsc::channel(64);
             questions.push(sender);
@@ -106,8 +109,7 @@ impl Consumer {
                     connections: config.connections,
                     budget: budget.clone(),
                     boot_id: config.boot_id,
-                    marker_ttl: config.marker_ttl,
-                    seen_bytes: SEEN_BYTES / count,
+                    seen: seen.clone(),
                     assignments: log.consume(lanes.to_vec()),
                     questions: receiver,
                     stop: stop.clone(),

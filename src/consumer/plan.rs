@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     commands::{Expiry, Overwrite},
+    faults,
     target::{Batch, Fence, Marker},
     task::{Command, Late, LateAction, Mode, Operation, Outcome, Task, Unit},
 };
@@ -86,7 +87,7 @@ impl<'p> Plan<'p> {
                 let args: Vec<&[u8]> = prepared.args(value).collect();
                 match ttl.at_ms(&args, prepared.meant_ms) {
                     Some(at_ms) if at_ms <= moment.now_ms => return Self::Settle(Outcome::Expired),
-                    Some(at_ms) if !ttl.absolute => {
+                    Some(at_ms) if !ttl.absolute && !faults::planted("relative-ttl-as-is") => {
                         let args = prepared.args(value);
                         Body::Command(prepared.spec.with_expiry(args, ttl, moment.expiry(at_ms)))
                     }
@@ -122,7 +123,7 @@ impl<'p> Plan<'p> {
                 let key = judged.keys.iter().find(|key| key.written).expect("a versioned task writes one key");
                 Form::Versioned(Fence { version: version.get(), id: envelope.id.as_str() }, key.bytes)
             }
-            None if outcome == Outcome::Applied && task.is_once(&judged) => Form::Once(Marker {
+            None if outcome == Outcome::Applied && task.is_once(&judged) && !faults::planted("no-marker") => Form::Once(Marker {
                 id_hash: envelope.identity.id_hash(),
                 unit,
                 accepted_at: envelope.accepted_at,
@@ -193,8 +194,8 @@ impl<'p> Body<'p> {
             Operation::Lua(script) => {
                 let mut args: Vec<Cow<'p, [u8]>> = script.args.iter().map(|arg| Cow::Borrowed(&**arg)).collect();
                 for ttl in &script.ttl_args {
-                    if let Some(end_ms) = ttl.ends_ms(script, age.meant_ms) {
-                        let rest = ttl.unit.at_least(end_ms.saturating_sub(moment.now_ms));
+                    if let Some(end_ms) = ttl.ends_ms(&script.args, age.meant_ms) {
+                        let rest = ttl.in_unit(end_ms.saturating_sub(moment.now_ms));
                         args[ttl.index] = Cow::Owned(rest.to_string().into_bytes());
                     }
                 }
@@ -224,7 +225,7 @@ impl<'p> Body<'p> {
 fn with_expiry<'p>(command: &'p Command<'p>, expires_ms: Option<i64>, moment: Moment) -> Sent<'p> {
     let args = command.args.iter().map(|arg| &**arg);
     match (command.ttl(), expires_ms) {
-        (Some(ttl), Some(at_ms)) if !ttl.absolute => command.spec.with_expiry(args, ttl, moment.expiry(at_ms)),
+        (Some(ttl), Some(at_ms)) if !ttl.absolute && !faults::planted("relative-ttl-as-is") => command.spec.with_expiry(args, ttl, moment.expiry(at_ms)),
         _ => (command.spec.name, args.map(Cow::Borrowed).collect()),
     }
 }

@@ -79,7 +79,7 @@ pub fn judge(task: &Task<'_>, unit: usize, age: Age) -> Timing {
             members
         }
         Operation::Lua(script) => {
-            let is_over = |arg: &crate::task::TtlArg| arg.ends_ms(script, age.meant_ms).is_some_and(|end| end <= age.now_ms);
+            let is_over = |arg: &crate::task::TtlArg| arg.ends_ms(&script.args, age.meant_ms).is_some_and(|end| end <= age.now_ms);
             match script.ttl_args.iter().any(is_over) {
                 true => Vec::new(),
                 false => vec![Member { command: 0, expires_ms: None }],

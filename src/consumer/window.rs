@@ -19,13 +19,18 @@ use std::{
     },
 };
 
+use hashbrown::HashSet;
+
 use super::{
     checkpoint::{Finished, State},
     entry::{Entry, TaskSlot, UnitRef},
     rows::Rows,
     schedule::{Schedule, UnitId},
 };
-use crate::log::{Assigned, BootTime, Checkpoint, Epoch, Lease, Partition, Reader};
+use crate::{
+    log::{Assigned, BootTime, Checkpoint, Epoch, Lease, Partition, Reader},
+    task::Identity,
+};
 
 /// The most offsets between the watermark and what is read next: what a checkpoint can describe.
 const MAX_SPAN: u64 = 1_048_576;
@@ -81,6 +86,8 @@ pub struct Window {
     free: Vec<TaskSlot>,
     /// The slots of unsettled tasks, by offset.
     unfinished: BTreeMap<u64, TaskSlot>,
+    /// The identities of unsettled tasks.
+    identities: HashSet<Identity>,
     /// Offsets whose tasks have something that a checkpoint must say: attempts, or some units done.
     notable: BTreeMap<u64, TaskSlot>,
     /// The offset after the last one that was read.
@@ -127,6 +134,7 @@ impl Window {
             entries: Vec::new(),
             free: Vec::new(),
             unfinished: BTreeMap::new(),
+            identities: HashSet::new(),
             notable: BTreeMap::new(),
             next: watermark,
             earlier,
@@ -189,6 +197,7 @@ impl Window {
     /// keys.
     pub fn insert(&mut self, entry: Entry, units: usize) -> TaskSlot {
         let (offset, cost) = (entry.offset, entry.cost(units));
+        self.identities.insert(entry.envelope.identity);
         self.cost += cost;
         self.budget.used.fetch_add(cost, Ordering::Relaxed);
         let slot = match self.free.pop() {
@@ -212,6 +221,7 @@ impl Window {
         self.cost -= cost;
         self.budget.used.fetch_sub(cost, Ordering::Relaxed);
         self.unfinished.remove(&entry.offset);
+        self.identities.remove(&entry.envelope.identity);
         self.notable.remove(&entry.offset);
         self.free.push(slot);
         self.changed = true;
@@ -219,8 +229,14 @@ impl Window {
         if self.unfinished.is_empty() && self.entries.capacity() > 1024 {
             self.entries = Vec::new();
             self.free = Vec::new();
+            self.identities = HashSet::new();
         }
         entry
+    }
+
+    /// Whether a task with this identity is not settled.
+    pub fn holds(&self, identity: &Identity) -> bool {
+        self.identities.contains(identity)
     }
 
     pub fn entry(&self, slot: TaskSlot) -> &Entry {

@@ -8,7 +8,7 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -78,10 +78,7 @@ pub struct Parts {
     pub connections: usize,
     pub budget: Arc<Budget>,
     pub boot_id: [u8; 16],
-    /// How long markers live, and so how long identities are remembered.
-    pub marker_ttl: Duration,
-    /// Bytes of the memory of identities.
-    pub seen_bytes: usize,
+    pub seen: Arc<Mutex<Seen>>,
     pub metrics: TargetMetrics,
     pub assignments: BoxStream<'static, Assignment>,
     pub questions: mpsc::Receiver<Question>,
@@ -124,8 +121,8 @@ pub struct Worker {
     clock_warned: bool,
     has_absolute_ttl: bool,
     inspected: bool,
-    /// Identities of tasks that were read, to know those that come again.
-    seen: Seen,
+    /// What was settled recently, to know what comes again.
+    seen: Arc<Mutex<Seen>>,
     events: FuturesUnordered<BoxFuture<'static, Event>>,
     stopping: bool,
     checkpoint_due: Instant,
@@ -231,7 +228,7 @@ impl Worker {
             clock_warned: false,
             has_absolute_ttl: true,
             inspected: false,
-            seen: Seen::new(parts.seen_bytes, parts.marker_ttl),
+            seen: parts.seen,
             events: FuturesUnordered::new(),
             stopping: false,
             checkpoint_due: now,
@@ -351,7 +348,7 @@ impl Worker {
                 let watermark = assigned.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.watermark);
                 let partition = &assigned.partition;
                 tracing::info!(partition = %partition, watermark, "Consuming {partition} from offset {watermark}");
-                self.remember(&assigned.partition, watermark);
+                self.remember_finished(&assigned.partition, watermark);
                 let window = Window::new(assigned, self.budget.clone());
                 if let Claim::Fencing(boot_id) = window.claim {
                     self.add_past(Past::Process(boot_id));

@@ -134,6 +134,19 @@ impl TtlArg {
     pub(super) fn amount(arg: &[u8]) -> Option<i64> {
         commands::integer(arg).filter(|amount| *amount > 0)
     }
+
+    /// When it ends, in milliseconds since 1970, if it was meant at `meant_ms`.
+    pub fn ends_ms(self, args: &[Cow<'_, [u8]>], meant_ms: i64) -> Option<i64> {
+        self.unit.after(Self::amount(args.get(self.index)?)?, meant_ms)
+    }
+
+    /// So many milliseconds as a number of its unit, at least 1: a time to live is never cut short.
+    pub fn in_unit(self, rest_ms: i64) -> i64 {
+        match self.unit {
+            TtlUnit::Seconds => (rest_ms.saturating_add(999) / 1000).max(1),
+            TtlUnit::Millis => rest_ms.max(1),
+        }
+    }
 }
 
 impl Script<'_> {

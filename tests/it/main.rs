@@ -9,6 +9,7 @@ mod dead_letters;
 mod demo;
 mod harness;
 mod labels;
+mod late;
 mod memory;
 mod order;
 mod outages;

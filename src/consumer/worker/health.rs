@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use super::{Event, Worker};
 use crate::{
     consumer::window::Claim,
+    faults,
     retry::Failure,
     target::{FenceReport, Finding, Past, ProbeReport, breaker::State as BreakerState},
 };
@@ -137,7 +138,10 @@ impl Worker {
         self.fencing = true;
         let (target, past) = (self.target.clone(), self.past.clone());
         self.events.push(Box::pin(async move {
-            let result = target.fence(&past).await;
+            faults::hit("before-fence");
+            let past_to_cut = if faults::planted("no-client-kill") { &[][..] } else { &past };
+            let result = target.fence(past_to_cut).await;
+            faults::hit("after-fence");
             Event::Fenced { past, result }
         }));
     }

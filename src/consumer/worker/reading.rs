@@ -12,7 +12,6 @@ use crate::{
         prepared::Prepared,
         rows::ReplayKind,
         schedule::{Keys, UnitId},
-        seen::Known,
     },
     log::{Entry as LogEntry, Partition, ReadError, Reader},
     queue::{Envelope, REFILL_BYTES, REFILL_RECORDS, recent::Settled},
@@ -76,14 +75,14 @@ impl Worker {
                 return self.refuse_record(number, offset, envelope, &failure);
             }
         };
-        let earlier = self.windows[number].earlier(offset);
-        if self.seen.insert(envelope.identity, envelope.accepted_at, now) == Known::Before {
-            return self.drop_duplicate(number, &envelope, earlier.is_none());
-        }
-        let Some(earlier) = earlier else {
+        let Some(earlier) = self.windows[number].earlier(offset) else {
+            self.remember(&envelope);
             self.settled.push(Settled { identity: envelope.identity, outcome: None, attempts: 0, last_error: None });
             return;
         };
+        if self.is_duplicate(&envelope, now) {
+            return self.drop_duplicate(number, &envelope);
+        }
         // The record is a slice of what was read with it, which one waiting task must not keep in memory.
         let value = std::mem::take(&mut envelope.value);
         envelope.value = bytes::Bytes::copy_from_slice(&value);
@@ -167,11 +166,14 @@ impl Worker {
         }
     }
 
-    /// The same task again: stored a second time, because a request was repeated after its id had been forgotten.
-    fn drop_duplicate(&mut self, number: usize, envelope: &Envelope, settled_before: bool) {
-        if settled_before {
-            return;
-        }
+    fn is_duplicate(&self, envelope: &Envelope, now: Timestamp) -> bool {
+        self.windows.iter().any(|window| window.holds(&envelope.identity))
+            || self.seen.lock().expect("nothing panics while it holds this lock").contains(&envelope.identity, now)
+    }
+
+    /// The same task was stored a second time: its request was repeated after its id had been forgotten, or the answer
+    /// of the log was lost.
+    fn drop_duplicate(&mut self, number: usize, envelope: &Envelope) {
         self.windows[number].changed = true;
         self.metrics.settled[Outcome::Duplicate as usize].inc();
         tracing::info!(
@@ -183,15 +185,18 @@ impl Worker {
         );
     }
 
-    /// Remembers the identities of what was finished before a partition was taken over, as far as its log still has
-    /// them.
-    pub(super) fn remember(&mut self, partition: &Partition, watermark: u64) {
-        let (seen, now) = (&mut self.seen, Timestamp::now());
+    pub(super) fn remember(&self, envelope: &Envelope) {
+        let mut seen = self.seen.lock().expect("nothing panics while it holds this lock");
+        seen.remember(envelope.identity, envelope.accepted_at);
+    }
+
+    /// Remembers what was finished before a partition was taken over, as far as its log still has it.
+    pub(super) fn remember_finished(&self, partition: &Partition, watermark: u64) {
         let result = self.log.tail(&partition.queue, REFILL_RECORDS, REFILL_BYTES, &mut |entry| {
             if entry.offset < watermark
                 && let Ok(envelope) = Envelope::decode(&entry.record)
             {
-                seen.insert(envelope.identity, envelope.accepted_at, now);
+                self.remember(&envelope);
             }
         });
         if let Err(error) = result {

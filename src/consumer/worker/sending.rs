@@ -12,6 +12,7 @@ use crate::{
         schedule::UnitId,
         window::Window,
     },
+    faults,
     target::{
         Batch, MAX_BATCH_BYTES, MAX_BATCH_UNITS,
         breaker::{Admission, State as BreakerState, TRIAL_UNITS},
@@ -167,7 +168,8 @@ impl Worker {
         let window = &mut self.windows[number];
         let entry = window.entry(unit.task);
         let state = &entry.units[unit.unit as usize];
-        if !window.rows.may_run(window.schedule.keys(node), state.kind) {
+        let may_run = window.rows.may_run(window.schedule.keys(node), state.kind);
+        if !may_run && !faults::planted("no-wait-for-checkpoint") {
             return window.schedule.wait_for_checkpoint(node);
         }
         let refused = state.refused;
@@ -218,7 +220,9 @@ impl Worker {
                     Err(failure) => return Event::Batch { sent, connection: None, result: Err(failure) },
                 },
             };
+            faults::hit("before-send");
             let result = connection.execute(batch).await;
+            faults::hit("after-send");
             let connection = result.reusable.then_some(connection);
             Event::Batch { sent, connection, result: Ok(result) }
         }));

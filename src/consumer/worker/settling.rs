@@ -11,6 +11,7 @@ use crate::{
         schedule::UnitId,
         window::Claim,
     },
+    faults,
     log::{CommitError, TableError},
     queue::recent::Settled,
     retry::{Failure, ReasonClass},
@@ -67,7 +68,9 @@ impl Worker {
         let letter = letter::of_entry(entry, &partition, &self.rules, Timestamp::now());
         let dead_letters = self.dead_letters.clone();
         self.events.push(Box::pin(async move {
+            faults::hit("before-letter");
             let result = dead_letters.put(&letter).await;
+            faults::hit("after-letter");
             Event::Letter { window: number, task, result }
         }));
     }
@@ -135,6 +138,7 @@ impl Worker {
     fn settle_at(&mut self, number: usize, task: TaskSlot, today: Timestamp) {
         let entry = self.windows[number].remove(task);
         let outcome = entry.outcome();
+        self.remember(&entry.envelope);
         self.metrics.settled[outcome as usize].inc();
         let age = (today.as_millisecond() - entry.envelope.accepted_at.as_millisecond()).max(0);
         self.metrics.settle_seconds.observe(age as f64 / 1000.0);
@@ -206,7 +210,9 @@ impl Worker {
             let checkpoint = window.checkpoint(self.boot_id, false);
             let (log, partition, epoch) = (self.log.clone(), window.partition.clone(), window.epoch);
             self.events.push(Box::pin(async move {
+                faults::hit("before-checkpoint");
                 let result = log.commit(&partition, epoch, checkpoint).await;
+                faults::hit("after-checkpoint");
                 Event::Committed { window: number, claim, result }
             }));
         }
