@@ -1,8 +1,10 @@
 //! Which Redis commands are accepted, and what they touch: keys, written keys, class, overwrite and TTL.
 //!
 //! The table is our own and covers Redis 7.0: every command that is flagged as a write, has keys, and does not block,
-//! administer, publish or change a connection's state. A command that is not in it is refused, and known ones say
-//! why. What the table says of keys and arity is compared with a real server by a test.
+//! administer, publish or change a connection's state. Of newer servers it has what concerns TTLs and comparisons:
+//! those of hash fields (Redis 7.4 and 8.0, Valkey 9.0), MSETEX (Redis 8.4, Valkey 9.1), SET IFEQ (Valkey 8.1, Redis
+//! 8.4) and DELIFEQ (Valkey 9.0). A command that is not in it is refused, and known ones say why. What the table says
+//! of keys and arity is compared with real servers by tests.
 //!
 //! # Classes
 //!

@@ -6,8 +6,8 @@ use super::{
     Overwrite::{self, Field, Member, ScoredMember, Whole},
     TtlAt, TtlEffect, TtlUnit,
     keys::KeyRule::{
-        self, All, Counted, DestThenCounted, DestThenRest, DestThenSource, First, FirstRead, FirstTwo, Pairs, Second,
-        SourceThenDest,
+        self, All, Counted, CountedPairs, DestThenCounted, DestThenRest, DestThenSource, First, FirstRead, FirstTwo,
+        Pairs, Second, SourceThenDest,
     },
     options::{self, Check},
 };
@@ -15,7 +15,7 @@ use super::{
 /// Bytes of the longest name, of accepted and of refused commands.
 pub(super) const LONGEST_NAME: usize = 20;
 
-const ROWS: usize = 85;
+const ROWS: usize = 95;
 
 const NOTHING: Overwrite = Overwrite::None;
 
@@ -30,6 +30,7 @@ pub(super) static ACCEPTED: [CommandSpec; ROWS] = [
     row("DECR", 2, First, Relative, NOTHING),
     row("DECRBY", 3, First, Relative, NOTHING),
     row("DEL", -2, All, Idempotent, Whole),
+    row("DELIFEQ", 3, First, Conditional, NOTHING),
     row("EXPIRE", -3, First, Idempotent, NOTHING).expires_in(1, TtlUnit::Seconds).with(options::expire),
     row("EXPIREAT", -3, First, Idempotent, NOTHING).expires_at(1, TtlUnit::Seconds).with(options::expire),
     row("GEOADD", -5, First, Idempotent, NOTHING).with(options::geoadd),
@@ -40,10 +41,18 @@ pub(super) static ACCEPTED: [CommandSpec; ROWS] = [
     row("GETEX", -2, First, Idempotent, NOTHING).with(options::getex),
     row("GETSET", 3, First, Idempotent, NOTHING).clears_ttl(),
     row("HDEL", -3, First, Idempotent, Field),
+    row("HEXPIRE", -6, First, Idempotent, NOTHING).fields_expire_in(1, TtlUnit::Seconds).with(options::hexpire),
+    row("HEXPIREAT", -6, First, Idempotent, NOTHING).fields_expire_at(1, TtlUnit::Seconds).with(options::hexpire),
+    row("HGETDEL", -5, First, Idempotent, NOTHING).with(options::hash_fields),
+    row("HGETEX", -5, First, Idempotent, NOTHING).with(options::hgetex),
     row("HINCRBY", 4, First, Relative, NOTHING),
     row("HINCRBYFLOAT", 4, First, Relative, NOTHING),
     row("HMSET", -4, First, Idempotent, Field).with(options::field_pairs),
+    row("HPERSIST", -5, First, Idempotent, NOTHING).with(options::hash_fields),
+    row("HPEXPIRE", -6, First, Idempotent, NOTHING).fields_expire_in(1, TtlUnit::Millis).with(options::hexpire),
+    row("HPEXPIREAT", -6, First, Idempotent, NOTHING).fields_expire_at(1, TtlUnit::Millis).with(options::hexpire),
     row("HSET", -4, First, Idempotent, Field).with(options::field_pairs),
+    row("HSETEX", -6, First, Idempotent, NOTHING).with(options::hsetex),
     row("HSETNX", 4, First, Conditional, NOTHING),
     row("INCR", 2, First, Relative, NOTHING),
     row("INCRBY", 3, First, Relative, NOTHING),
@@ -59,6 +68,7 @@ pub(super) static ACCEPTED: [CommandSpec; ROWS] = [
     row("LTRIM", 4, First, Relative, NOTHING),
     row("MOVE", 3, First, Move, NOTHING),
     row("MSET", -3, Pairs, Idempotent, Whole),
+    row("MSETEX", -4, CountedPairs, Idempotent, Whole).with(options::msetex),
     row("MSETNX", -3, Pairs, Conditional, NOTHING),
     row("PERSIST", 2, First, Idempotent, NOTHING).clears_ttl(),
     row("PEXPIRE", -3, First, Idempotent, NOTHING).expires_in(1, TtlUnit::Millis).with(options::expire),
@@ -122,6 +132,16 @@ impl CommandSpec {
 
     const fn expires_at(mut self, index: usize, unit: TtlUnit) -> Self {
         self.ttl_effect = TtlEffect::Sets(TtlAt { index, unit, absolute: true });
+        self
+    }
+
+    const fn fields_expire_in(mut self, index: usize, unit: TtlUnit) -> Self {
+        self.ttl_effect = TtlEffect::Fields(TtlAt { index, unit, absolute: false });
+        self
+    }
+
+    const fn fields_expire_at(mut self, index: usize, unit: TtlUnit) -> Self {
+        self.ttl_effect = TtlEffect::Fields(TtlAt { index, unit, absolute: true });
         self
     }
 

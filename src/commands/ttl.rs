@@ -1,4 +1,8 @@
-//! When what a command writes expires: where its arguments say so, and the form in which it says it absolutely.
+//! When what a command writes expires: where its arguments say so, and how the same is said of another time.
+
+use std::borrow::Cow;
+
+use super::CommandSpec;
 
 /// An argument that says when something expires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,8 +83,80 @@ impl TtlAt {
     /// None: the number is none, not above 0, or too large. Such a command is sent as it stands; Redis refuses it, or
     /// deletes what it names at once, which is as true later.
     pub fn at_ms<A: AsRef<[u8]>>(self, args: &[A], base_ms: i64) -> Option<i64> {
-        let amount = self.value(args).filter(|amount| *amount > 0)?;
+        self.read(args.get(self.index)?.as_ref(), base_ms)
+    }
+
+    /// As [`Self::at_ms`], of the argument itself.
+    pub fn read(self, arg: &[u8], base_ms: i64) -> Option<i64> {
+        let amount = integer(arg).filter(|amount| *amount > 0)?;
         if self.absolute { self.unit.millis(amount) } else { self.unit.after(amount, base_ms) }
+    }
+}
+
+impl Expiry {
+    /// The option that says it, and its number.
+    fn option(self) -> (&'static str, String) {
+        match self {
+            Self::At(at) => ("PXAT", at.to_string()),
+            Self::In(rest) => ("PX", rest.to_string()),
+        }
+    }
+
+    /// Which of two commands says it.
+    fn name(self, at: &'static str, rest: &'static str) -> &'static str {
+        match self {
+            Self::At(_) => at,
+            Self::In(_) => rest,
+        }
+    }
+}
+
+impl CommandSpec {
+    /// The command that does the same with another expiry: its name and arguments. The arguments are those of this
+    /// command, have been checked, and say at `ttl` when what they write expires.
+    pub fn with_expiry<'a>(
+        &self,
+        args: impl Iterator<Item = &'a [u8]>,
+        ttl: TtlAt,
+        expiry: Expiry,
+    ) -> (&'static str, Vec<Cow<'a, [u8]>>) {
+        // RESTORE and SETEX may get one more.
+        let mut rewritten = Vec::with_capacity(args.size_hint().0 + 1);
+        rewritten.extend(args.map(Cow::Borrowed));
+        let (option, number) = expiry.option();
+        rewritten[ttl.index] = Cow::Owned(number.into_bytes());
+        let option = Cow::Borrowed(option.as_bytes());
+        let name = match self.name {
+            "SETEX" | "PSETEX" => {
+                rewritten.swap(1, 2);
+                rewritten.insert(2, option);
+                "SET"
+            }
+            "EXPIRE" | "EXPIREAT" | "PEXPIRE" | "PEXPIREAT" => expiry.name("PEXPIREAT", "PEXPIRE"),
+            "HEXPIRE" | "HEXPIREAT" | "HPEXPIRE" | "HPEXPIREAT" => expiry.name("HPEXPIREAT", "HPEXPIRE"),
+            "RESTORE" => {
+                // Among the options behind the value, where it cannot be anything else.
+                let is_absolute = |arg: &Cow<'_, [u8]>| arg.eq_ignore_ascii_case(b"ABSTTL");
+                match expiry {
+                    Expiry::At(_) if !ttl.absolute => rewritten.push(Cow::Borrowed(b"ABSTTL")),
+                    Expiry::In(_) if ttl.absolute => {
+                        let mut index = 0;
+                        rewritten.retain(|arg| {
+                            index += 1;
+                            index <= 3 || !is_absolute(arg)
+                        });
+                    }
+                    _ => {}
+                }
+                self.name
+            }
+            // The option stands before its number.
+            _ => {
+                rewritten[ttl.index - 1] = option;
+                self.name
+            }
+        };
+        (name, rewritten)
     }
 }
 
