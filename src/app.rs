@@ -134,11 +134,13 @@ impl App {
         let closing = Shutdown::new();
         let hosts = |server: &Server| Hosts::new(&server.bound(), &self.state.config.allowed_hosts);
         let data = api::data_plane(&self.state, hosts(&self.data_plane));
-        let data = tokio::spawn(self.data_plane.serve(data, closing.token(), self.grace / 2));
+        let metrics = &self.state.metrics;
+        let data = tokio::spawn(self.data_plane.serve(data, metrics.clone(), closing.token(), self.grace / 2));
         // Probes and metrics are answered until the end.
         let ops_closing = Shutdown::new();
         let ops = api::ops_plane(&self.state, hosts(&self.ops_plane));
-        let ops = tokio::spawn(self.ops_plane.serve(ops, ops_closing.token(), Duration::from_millis(200)));
+        let until_cut_off = Duration::from_millis(200);
+        let ops = tokio::spawn(self.ops_plane.serve(ops, metrics.clone(), ops_closing.token(), until_cut_off));
         tokio::select! {
             () = shutdown.begun() => {}
             reason = self.log.failed() => return Err(AppError::LogFailed(reason)),

@@ -4,15 +4,20 @@
 
 mod ambiguity;
 mod architecture;
+mod at_rest;
 mod chaos;
 mod dead_letters;
 mod demo;
+mod disk;
+mod exposure;
 mod harness;
 mod labels;
 mod late;
 mod memory;
 mod order;
 mod outages;
+mod panic;
 mod secrets;
+mod setup;
 mod status;
 mod stored;

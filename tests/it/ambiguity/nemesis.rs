@@ -42,7 +42,10 @@ const KILLS: [(&str, u32); 9] = [
 ];
 
 pub struct Nemesis<'a> {
+    /// Decides what goes wrong, and in which order.
     pub random: fastrand::Rng,
+    /// Decides where the next life of the sidecar ends.
+    pub lives: fastrand::Rng,
     pub redis: &'a mut Redis,
     pub proxy: &'a Proxy,
     pub sidecar: &'a mut Sidecar,
@@ -143,10 +146,10 @@ impl Nemesis<'_> {
 
     fn start_sidecar(&mut self) {
         loop {
-            let (point, most) = *self.random.choice(&KILLS).expect("there are some");
-            let kill = match self.is_over || self.random.u8(..3) == 0 {
+            let (point, most) = *self.lives.choice(&KILLS).expect("there are some");
+            let kill = match self.is_over || self.lives.u8(..3) == 0 {
                 true => String::new(),
-                false => format!("kill-{point}={}", self.random.u32(1..=most)),
+                false => format!("kill-{point}={}", self.lives.u32(1..=most)),
             };
             self.tell(&format!("the sidecar starts, {}", if kill.is_empty() { "well" } else { &kill }));
             self.sidecar.set_faults([&kill, self.bug].join(",").trim_matches(','));

@@ -3,11 +3,7 @@
 //! Each bug has the shortest way to bring it out. A scenario is run without the bug, and must end as it should, and then
 //! with it.
 
-use std::{
-    fs,
-    io::Read as _,
-    process::{Command, Stdio},
-};
+use std::fs;
 
 use serde_json::{Value, json};
 
@@ -32,7 +28,7 @@ fn no_marker_is_found() {
     check("no-marker", |bug| {
         let redis = Redis::start(&[]);
         let proxy = Proxy::start(redis.port());
-        let sidecar = Sidecar::start_with(&proxy.url(), &QUICK, bug);
+        let sidecar = Sidecar::start_with(bug, &proxy.url(), &QUICK);
         // A script that the server does not know yet is answered by that, which is not the answer to lose.
         sidecar.post(&simple("before", "INCR", &["before"]));
         redis.wait_for_value("before", "1");
@@ -48,7 +44,7 @@ fn marker_after_the_effect_is_found() {
     check("marker-after-effect", |bug| {
         let redis = Redis::start(&[]);
         let proxy = Proxy::start(redis.port());
-        let sidecar = Sidecar::start_with(&proxy.url(), &QUICK, bug);
+        let sidecar = Sidecar::start_with(bug, &proxy.url(), &QUICK);
         // What fails midway stays half done, and must not be half done twice.
         let script = "redis.call('INCR', KEYS[1]) error('no')";
         sidecar.post(&lua("before", script, "before"));
@@ -66,7 +62,7 @@ fn no_wait_for_a_checkpoint_is_found() {
         let redis = Redis::start(&[]);
         // Between the effect of the second and any checkpoint that says so.
         let faults = format!("kill-after-send=2,{bug}");
-        let mut sidecar = Sidecar::start_with(&redis.url(), &QUICK, faults.trim_end_matches(','));
+        let mut sidecar = Sidecar::start_with(faults.trim_end_matches(','), &redis.url(), &QUICK);
         sidecar.batch(&[set("zero", "counter", "0"), simple("increment", "INCR", &["counter"])]);
         wait_until("the sidecar to end", || sidecar.has_ended());
         sidecar.set_faults(bug);
@@ -81,7 +77,7 @@ fn connection_that_is_not_closed_is_found() {
     check("no-client-kill", |bug| {
         let redis = Redis::start(&[]);
         let proxy = Proxy::start(redis.port());
-        let sidecar = Sidecar::start_with(&proxy.url(), &QUICK, bug);
+        let sidecar = Sidecar::start_with(bug, &proxy.url(), &QUICK);
         must_be("the key", "2", &links::end_after_a_late_packet(&redis, &proxy, &sidecar, "key"))
     });
 }
@@ -90,7 +86,7 @@ fn connection_that_is_not_closed_is_found() {
 fn relative_ttl_as_it_is_is_found() {
     check("relative-ttl-as-is", |bug| {
         let redis = Redis::start(&[]);
-        let sidecar = Sidecar::start_with(&redis.url(), &QUICK, bug);
+        let sidecar = Sidecar::start_with(bug, &redis.url(), &QUICK);
         let mut task = simple("minute-late", "SET", &["key", "1", "EX", "100"]);
         let tried = jiff::Timestamp::from_millisecond(now_ms() - 60_000).expect("it is of our days");
         task["occurred_at"] = tried.to_string().into();
@@ -105,7 +101,7 @@ fn relative_ttl_as_it_is_is_found() {
 fn version_as_a_number_is_found() {
     check("version-as-number", |bug| {
         let redis = Redis::start(&[]);
-        let sidecar = Sidecar::start_with(&redis.url(), &QUICK, bug);
+        let sidecar = Sidecar::start_with(bug, &redis.url(), &QUICK);
         // The same number, to who has 53 bits.
         for (value, version) in [("old", (1_u64 << 53)), ("new", (1 << 53) + 1)] {
             let mut task = set(value, "key", value);
@@ -127,14 +123,12 @@ fn faults_are_in_no_release() {
         assert_eq!(is_there, with_assertions, "{name}");
     }
     let given = if with_assertions { "no-such-bug" } else { "no-marker" };
-    let mut command = Command::new(env!("CARGO_BIN_EXE_redrive"));
-    command.args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"]).env("REDRIVE_FAULTS", given);
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary is built");
-    let status = wait_for("the sidecar to refuse to start", || child.try_wait().expect("the child is ours"));
-    assert_eq!(status.code(), Some(2));
-    let mut said = String::new();
-    child.stderr.expect("it is piped").read_to_string(&mut said).expect("it is text");
-    assert!(said.contains("REDRIVE_FAULTS"), "{said}");
+    let mut sidecar = Sidecar::start(Redis::start(&[]).url().as_str(), &[]);
+    sidecar.kill9();
+    sidecar.set_faults(given);
+    let (status, line) = sidecar.fail_to_restart();
+    assert_eq!(status, Some(2));
+    assert!(line.contains("REDRIVE_FAULTS"), "{line}");
 }
 
 fn lua(id: &str, script: &str, key: &str) -> Value {

@@ -57,7 +57,7 @@ pub fn run(plan: Plan<'_>) -> Result<Summary, Failed> {
     let mut random = fastrand::Rng::with_seed(plan.seed);
     let mut redis = Redis::durable();
     let proxy = Proxy::start(redis.port());
-    let (mut sidecar, socket) = Sidecar::start_on_socket(&proxy.url(), &QUICK, plan.bug);
+    let (mut sidecar, socket) = Sidecar::start_on_socket(plan.bug, &proxy.url(), &QUICK);
     let clients: Vec<_> = (0..CLIENTS)
         .map(|number| {
             let (client, socket) = (Client::new(number, random.fork()), socket.clone());
@@ -66,6 +66,7 @@ pub fn run(plan: Plan<'_>) -> Result<Summary, Failed> {
         .collect();
 
     let mut nemesis = Nemesis {
+        lives: random.fork(),
         random,
         redis: &mut redis,
         proxy: &proxy,
@@ -222,7 +223,7 @@ fn keep(
     fs::write(at.join("found.txt"), format!("{found:#?}"))?;
     fs::write(at.join("sidecar.log"), sidecar.logs().join("\n"))?;
     sidecar.kill9();
-    copy(sidecar.data_dir(), &at.join("data"))
+    copy(&sidecar.data_dir(), &at.join("data"))
 }
 
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
