@@ -6,8 +6,6 @@
 
 use std::borrow::Cow;
 
-use jiff::Timestamp;
-
 use super::{
     entry::Entry,
     prepared::Prepared,
@@ -63,7 +61,8 @@ pub struct Sending<'p> {
 enum Form<'p> {
     Plain,
     Once(Marker),
-    Versioned(Fence<'p>, Cow<'p, [u8]>),
+    /// And the key that it orders.
+    Versioned(Fence<'p>, &'p [u8]),
 }
 
 /// A command as it is sent.
@@ -137,7 +136,6 @@ impl<'p> Plan<'p> {
 impl Sending<'_> {
     /// Puts it into a batch, as one unit.
     pub fn push(&self, batch: &mut Batch) {
-        let words = |args: &Vec<Cow<'_, [u8]>>| args.iter().map(AsRef::as_ref);
         match (&self.form, &self.body) {
             (Form::Plain, Body::Stored(prepared, value)) => {
                 batch.push_command(prepared.spec.name, prepared.args(value));
@@ -146,35 +144,27 @@ impl Sending<'_> {
             (Form::Plain, Body::Atomic(commands)) => {
                 batch.push_atomic(commands.iter().map(|(name, args)| (*name, words(args))));
             }
-            (Form::Plain, Body::Script { source, keys, args }) => {
-                batch.push_script(source, keys.iter().map(AsRef::as_ref), words(args));
-            }
-            (Form::Once(marker), Body::Stored(prepared, value)) => {
-                batch.push_once(marker, std::iter::once((prepared.spec.name, prepared.args(value))));
-            }
-            (Form::Once(marker), Body::Command((name, args))) => {
-                batch.push_once(marker, std::iter::once((*name, words(args))));
-            }
-            (Form::Once(marker), Body::Atomic(commands)) => {
-                batch.push_once(marker, commands.iter().map(|(name, args)| (*name, words(args))));
-            }
+            (Form::Plain, Body::Script { source, keys, args }) => batch.push_script(source, words(keys), words(args)),
             (Form::Once(marker), Body::Script { source, keys, args }) => {
-                batch.push_once_script(marker, source, keys.iter().map(AsRef::as_ref), words(args));
-            }
-            (Form::Versioned(fence, key), Body::Stored(prepared, value)) => {
-                batch.push_versioned(fence, key, std::iter::once((prepared.spec.name, prepared.args(value))));
-            }
-            (Form::Versioned(fence, key), Body::Command((name, args))) => {
-                batch.push_versioned(fence, key, std::iter::once((*name, words(args))));
-            }
-            (Form::Versioned(fence, key), Body::Atomic(commands)) => {
-                batch.push_versioned(fence, key, commands.iter().map(|(name, args)| (*name, words(args))));
+                batch.push_once_script(marker, source, words(keys), words(args));
             }
             (Form::Versioned(fence, key), Body::Script { source, keys, args }) => {
-                batch.push_versioned_script(fence, key, source, keys.iter().map(AsRef::as_ref), words(args));
+                batch.push_versioned_script(fence, key, source, words(keys), words(args));
+            }
+            (Form::Once(marker), body) => {
+                let commands = body.commands();
+                batch.push_once(marker, commands.iter().map(|(name, args)| (*name, args.iter().copied())));
+            }
+            (Form::Versioned(fence, key), body) => {
+                let commands = body.commands();
+                batch.push_versioned(fence, key, commands.iter().map(|(name, args)| (*name, args.iter().copied())));
             }
         }
     }
+}
+
+fn words<'b>(words: &'b [Cow<'_, [u8]>]) -> impl ExactSizeIterator<Item = &'b [u8]> + Clone {
+    words.iter().map(|word| &**word)
 }
 
 impl<'p> Body<'p> {
@@ -202,6 +192,16 @@ impl<'p> Body<'p> {
                 let keys = script.keys.iter().map(|key| Cow::Borrowed(&**key)).collect();
                 Self::Script { source: Cow::Borrowed(script.source.as_bytes()), keys, args }
             }
+        }
+    }
+
+    /// Its commands, of what is no script.
+    fn commands(&self) -> Vec<(&'static str, Vec<&[u8]>)> {
+        match self {
+            Self::Stored(prepared, value) => vec![(prepared.spec.name, prepared.args(value).collect())],
+            Self::Command((name, args)) => vec![(*name, words(args).collect())],
+            Self::Atomic(commands) => commands.iter().map(|(name, args)| (*name, words(args).collect())).collect(),
+            Self::Script { .. } => Vec::new(),
         }
     }
 

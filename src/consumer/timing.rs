@@ -7,8 +7,7 @@
 //! that time has passed, the segment has left nothing in Redis, and none of it is sent.
 //!
 //! A command on several keys may belong to a segment that is over and to one that is not. Then it is sent, and so is all
-//! that it builds on: the segment that is over is *revived*, and its last TTL is sent as the time in the past that it
-//! is, which removes the key again.
+//! that it builds on: the segment that is over is *revived*, with a TTL that leaves the pipeline a moment.
 
 use std::collections::HashMap;
 
@@ -182,15 +181,14 @@ impl<'t> Pipeline<'t> {
         };
         // It has a time that is over, and what it writes is not.
         let segment = segments.iter().find(|segment| segment.commands.contains(&index))?;
+        let decides = segment.decision == Some((index, end));
         match command.ttl_effect() {
-            TtlEffect::Sets(_) if segment.decision == Some((index, end)) && sets_nothing_but_ttl(command) => sent(Some(end)),
-            TtlEffect::Sets(_) if sets_nothing_but_ttl(command) => None,
-            TtlEffect::Sets(_) => sent(Some(match segment.decision {
+            TtlEffect::Sets(_) if decides || !sets_nothing_but_ttl(command) => sent(Some(match segment.decision {
                 None => self.now_ms + FOR_LATER_COMMANDS_MS,
                 Some((_, end)) if self.has_passed(end) => self.now_ms + FOR_THE_MOMENT_MS,
                 Some((_, end)) => end,
             })),
-            TtlEffect::SetsIf(_) | TtlEffect::Fields(_) | TtlEffect::Clears | TtlEffect::None => None,
+            _ => None,
         }
     }
 }

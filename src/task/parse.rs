@@ -20,7 +20,7 @@ mod late;
 
 /// Whether `deadline`, `late`, `version`, `ttl_args` and `written_keys` are kept. Until they are, a service that sets one
 /// of them is told so: it relies on it.
-const LATE_FIELDS_EXECUTED: bool = false;
+const LATE_FIELDS_EXECUTED: bool = true;
 
 const MAX_RETRIES: u64 = 20;
 /// How far a service's clock may be ahead of ours.

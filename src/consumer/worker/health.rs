@@ -31,6 +31,7 @@ impl Worker {
         match result {
             Ok(report) => {
                 self.canary_at = Some(now);
+                self.note_clock(&report);
                 if let Some(refused) = report.canary_refused
                     && !self.canary_warned
                 {
@@ -43,7 +44,6 @@ impl Worker {
                         refused.code
                     );
                 }
-                self.note_clock(&report);
                 self.breaker.on_probe(Ok(()), now);
                 if !std::mem::replace(&mut self.inspected, true) {
                     let target = self.target.clone();

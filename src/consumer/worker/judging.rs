@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::{Sent, Worker, trace_id};
+use super::{Event, Sent, Worker, trace_id};
 use crate::{
     consumer::{
         entry::{Entry, UnitRef},
