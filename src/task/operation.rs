@@ -134,12 +134,38 @@ impl TtlArg {
     pub(super) fn amount(arg: &[u8]) -> Option<i64> {
         commands::integer(arg).filter(|amount| *amount > 0)
     }
+
+    /// When it ends, in milliseconds since 1970, if it was meant at `base_ms`. None: never, as far as can be told.
+    fn end_ms(self, args: &[Cow<'_, [u8]>], base_ms: i64) -> Option<i64> {
+        self.unit.after(Self::amount(&args[self.index])?, base_ms)
+    }
 }
 
 impl Script<'_> {
     /// In lower-case hex, as Redis names scripts. Computed on each call.
     pub fn sha1(&self) -> String {
         sha1_smol::Sha1::from(self.source.as_bytes()).digest().to_string()
+    }
+
+    /// When the first of its times to live ends, in milliseconds since 1970, if they were meant at `base_ms`.
+    pub fn expires_at_ms(&self, base_ms: i64) -> Option<i64> {
+        self.ttl_args.iter().filter_map(|arg| arg.end_ms(&self.args, base_ms)).min()
+    }
+
+    /// The arguments as they are sent at `now_ms`: each time to live that was meant at `base_ms` is what is left of it,
+    /// rounded up to its unit. None: one of them has ended.
+    pub fn args_at(&self, base_ms: i64, now_ms: i64) -> Option<Vec<Cow<'_, [u8]>>> {
+        let mut args: Vec<_> = self.args.iter().map(|arg| Cow::Borrowed(arg.as_ref())).collect();
+        for arg in &self.ttl_args {
+            let Some(end) = arg.end_ms(&self.args, base_ms) else { continue };
+            let left_ms = u64::try_from(end.saturating_sub(now_ms)).ok().filter(|left| *left > 0)?;
+            let left = match arg.unit {
+                TtlUnit::Seconds => left_ms.div_ceil(1000),
+                TtlUnit::Millis => left_ms,
+            };
+            args[arg.index] = Cow::Owned(left.to_string().into_bytes());
+        }
+        Some(args)
     }
 
     fn unit(&self) -> Unit<'_> {
