@@ -207,6 +207,7 @@ fn rules(config: &Config) -> Rules {
         max_args: admission.max_args,
         max_arg_bytes: admission.max_arg_bytes,
         key_prefixes: admission.key_prefixes.clone(),
+        own_prefix: config.redis.own_prefix.clone(),
         lua: match &admission.lua {
             Lua::On => LuaPolicy::On,
             Lua::Off => LuaPolicy::Off,
@@ -214,7 +215,8 @@ fn rules(config: &Config) -> Rules {
         },
         ..task::Config::default()
     };
-    Rules::new(limits, config.targets.iter().map(|target| target.name.clone()))
+    let targets = config.targets.iter().map(|target| target.name.clone());
+    Rules::new(limits, targets).with_defaults(config.rules.clone())
 }
 
 fn consumer_config(config: &Config, boot_id: [u8; 16]) -> consumer::Config {

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 
 use jiff::Timestamp;
 
+mod defaults;
 mod id;
 mod identity;
 mod lane;
@@ -21,6 +22,7 @@ mod version;
 mod wire;
 
 pub use self::{
+    defaults::{DefaultRule, Defaults, Pattern},
     id::{TaskId, TaskIdError},
     identity::Identity,
     lane::Lane,

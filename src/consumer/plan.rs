@@ -182,13 +182,7 @@ impl<'p> Body<'p> {
                     .collect(),
             ),
             Operation::Lua(script) => {
-                let mut args: Vec<Cow<'p, [u8]>> = script.args.iter().map(|arg| Cow::Borrowed(&**arg)).collect();
-                for ttl in &script.ttl_args {
-                    if let Some(end_ms) = ttl.ends_ms(&script.args, age.meant_ms) {
-                        let rest = ttl.in_unit(end_ms.saturating_sub(moment.now_ms));
-                        args[ttl.index] = Cow::Owned(rest.to_string().into_bytes());
-                    }
-                }
+                let args = script.args_at(age.meant_ms, moment.now_ms).expect("a script that is over is not sent");
                 let keys = script.keys.iter().map(|key| Cow::Borrowed(&**key)).collect();
                 Self::Script { source: Cow::Borrowed(script.source.as_bytes()), keys, args }
             }

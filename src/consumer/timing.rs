@@ -78,8 +78,7 @@ pub fn judge(task: &Task<'_>, unit: usize, age: Age) -> Timing {
             members
         }
         Operation::Lua(script) => {
-            let is_over = |arg: &crate::task::TtlArg| arg.ends_ms(&script.args, age.meant_ms).is_some_and(|end| end <= age.now_ms);
-            match script.ttl_args.iter().any(is_over) {
+            match script.expires_at_ms(age.meant_ms).is_some_and(|end| end <= age.now_ms) {
                 true => Vec::new(),
                 false => vec![Member { command: 0, expires_ms: None }],
             }

@@ -135,17 +135,9 @@ impl TtlArg {
         commands::integer(arg).filter(|amount| *amount > 0)
     }
 
-    /// When it ends, in milliseconds since 1970, if it was meant at `meant_ms`.
-    pub fn ends_ms(self, args: &[Cow<'_, [u8]>], meant_ms: i64) -> Option<i64> {
-        self.unit.after(Self::amount(args.get(self.index)?)?, meant_ms)
-    }
-
-    /// So many milliseconds as a number of its unit, at least 1: a time to live is never cut short.
-    pub fn in_unit(self, rest_ms: i64) -> i64 {
-        match self.unit {
-            TtlUnit::Seconds => (rest_ms.saturating_add(999) / 1000).max(1),
-            TtlUnit::Millis => rest_ms.max(1),
-        }
+    /// When it ends, in milliseconds since 1970, if it was meant at `base_ms`. None: never, as far as can be told.
+    fn end_ms(self, args: &[Cow<'_, [u8]>], base_ms: i64) -> Option<i64> {
+        self.unit.after(Self::amount(&args[self.index])?, base_ms)
     }
 }
 
@@ -153,6 +145,27 @@ impl Script<'_> {
     /// In lower-case hex, as Redis names scripts. Computed on each call.
     pub fn sha1(&self) -> String {
         sha1_smol::Sha1::from(self.source.as_bytes()).digest().to_string()
+    }
+
+    /// When the first of its times to live ends, in milliseconds since 1970, if they were meant at `base_ms`.
+    pub fn expires_at_ms(&self, base_ms: i64) -> Option<i64> {
+        self.ttl_args.iter().filter_map(|arg| arg.end_ms(&self.args, base_ms)).min()
+    }
+
+    /// The arguments as they are sent at `now_ms`: each time to live that was meant at `base_ms` is what is left of it,
+    /// rounded up to its unit. None: one of them has ended.
+    pub fn args_at(&self, base_ms: i64, now_ms: i64) -> Option<Vec<Cow<'_, [u8]>>> {
+        let mut args: Vec<_> = self.args.iter().map(|arg| Cow::Borrowed(arg.as_ref())).collect();
+        for arg in &self.ttl_args {
+            let Some(end) = arg.end_ms(&self.args, base_ms) else { continue };
+            let left_ms = u64::try_from(end.saturating_sub(now_ms)).ok().filter(|left| *left > 0)?;
+            let left = match arg.unit {
+                TtlUnit::Seconds => left_ms.div_ceil(1000),
+                TtlUnit::Millis => left_ms,
+            };
+            args[arg.index] = Cow::Owned(left.to_string().into_bytes());
+        }
+        Some(args)
     }
 
     fn unit(&self) -> Unit<'_> {

@@ -280,9 +280,6 @@ impl<'r> Check<'r> {
 
     /// Whether all keys, and patterns of keys, begin as the rules want.
     fn check_keys(&mut self, place: Place, command: &Command<'_>) -> bool {
-        if self.rules.config.key_prefixes.is_empty() {
-            return true;
-        }
         let patterns = command.spec.patterns(&command.args);
         let mut allowed = true;
         for index in command.key_indexes().chain(patterns) {
@@ -292,12 +289,11 @@ impl<'r> Check<'r> {
     }
 
     fn check_key(&mut self, place: Place, field: &str, index: usize, key: &[u8]) -> bool {
-        let allowed = self.rules.allows_key(key);
-        if !allowed {
-            let detail = "this key begins with none of the prefixes that are allowed here";
+        let why_not = self.rules.why_not_key(key);
+        if let Some(detail) = why_not {
             self.errors.add(RefusalKind::KeyNotAllowed, place.item(field, index), detail);
         }
-        allowed
+        why_not.is_none()
     }
 
     fn script<'a>(&mut self, body: &mut Body<'a>, base64: bool) -> Option<Script<'a>> {

@@ -16,7 +16,7 @@ pub enum RefusalKind {
     UnknownTarget,
     /// The policy does not accept the command or script.
     CommandNotAllowed,
-    /// A key is outside of the configured prefixes.
+    /// A key is outside of the configured prefixes, or one of Redrive's own.
     KeyNotAllowed,
     /// The first try may have run, and running it again is not known to be harmless.
     OutcomeUnknown,

@@ -243,6 +243,26 @@ fn keys_outside_of_the_prefixes_are_refused_wherever_they_stand() {
 }
 
 #[test]
+fn own_keys_are_refused_wherever_they_stand() {
+    let config = Config { own_prefix: "own:".into(), ..Config::default() };
+    let rules = Rules::new(config, ["default".to_owned()]);
+    let check = |body: &str, pointers: &[&str]| {
+        let errors = Task::parse(body.as_bytes(), &rules, now()).err().map(|refusal| {
+            assert_eq!(refusal.kind, RefusalKind::KeyNotAllowed, "{body}");
+            refusal.errors.into_iter().map(|error| error.pointer).collect::<Vec<_>>()
+        });
+        assert_eq!(errors.unwrap_or_default(), pointers, "{body}");
+    };
+    check(r#"{"type":"simple","command":"SET","args":["redrive:1","own:1"]}"#, &[]);
+    check(r#"{"type":"simple","command":"SET","args":["own:1","v"]}"#, &["/args/0"]);
+    check(r#"{"type":"simple","command":"SET","args":["b3duOg==","dg=="],"encoding":"base64"}"#, &["/args/0"]);
+    check(r#"{"type":"simple","command":"COPY","args":["own:1","k"]}"#, &["/args/0"]);
+    check(r#"{"type":"simple","command":"SORT","args":["k","GET","own:*","STORE","d"]}"#, &["/args/2"]);
+    check(r#"{"type":"pipeline","commands":[{"command":"DEL","args":["k","own:"]}]}"#, &["/commands/0/args/1"]);
+    check(r#"{"type":"lua","script":"return 1","keys":["k","own:x"]}"#, &["/keys/1"]);
+}
+
+#[test]
 fn scripts_are_let_in_by_policy() {
     let body = br#"{"type":"lua","script":"return 1"}"#;
     let check = |lua: LuaPolicy, kind: Option<RefusalKind>| {

@@ -140,6 +140,33 @@ fn ttl_args_name_arguments_that_are_times_to_live() {
 }
 
 #[test]
+fn script_is_sent_what_is_left_of_its_times_to_live() {
+    let body = lua(r#""ttl_args":[{"index":1,"unit":"s"},{"index":2,"unit":"ms"}]"#);
+    let Operation::Lua(script) = parse(&body).expect("accepted").operation else { panic!("a script") };
+    assert_eq!(script.expires_at_ms(1_000_000), Some(1_001_500));
+    let at = |now| {
+        let args = script.args_at(1_000_000, now)?;
+        Some(args.iter().map(|arg| String::from_utf8_lossy(arg).into_owned()).collect::<Vec<_>>().join(" "))
+    };
+    assert_eq!(at(1_000_000).as_deref(), Some("x 60 1500"));
+    assert_eq!(at(1_001_000).as_deref(), Some("x 59 500"));
+    assert_eq!(at(1_000_001).as_deref(), Some("x 60 1499"));
+    assert_eq!(at(1_001_499).as_deref(), Some("x 59 1"));
+    assert_eq!(at(1_001_500), None);
+    // The service's clock is ahead: what it meant ends when it said.
+    assert_eq!(at(999_000).as_deref(), Some("x 61 2500"));
+    let plain = lua(r#""idempotent":true"#);
+    let Operation::Lua(script) = parse(&plain).expect("accepted").operation else { panic!("a script") };
+    assert_eq!(script.expires_at_ms(0), None);
+    assert_eq!(script.args_at(0, i64::MAX), Some(script.args.clone()));
+    // More than there can be of it has no end.
+    let endless = lua(r#""ttl_args":[{"index":1,"unit":"s"}]"#).replace("60", "9223372036854775807");
+    let Operation::Lua(script) = parse(&endless).expect("accepted").operation else { panic!("a script") };
+    assert_eq!(script.expires_at_ms(0), None);
+    assert_eq!(script.args_at(0, i64::MAX), Some(script.args.clone()));
+}
+
+#[test]
 fn written_keys_are_those_that_a_script_writes() {
     let keys = |more: &str| {
         let body = lua(more);
