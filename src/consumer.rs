@@ -24,8 +24,14 @@ use crate::{
 mod checkpoint;
 mod entry;
 mod letter;
+#[cfg(test)]
+mod model;
 mod prepared;
+#[cfg_attr(not(test), expect(dead_code, reason = "the worker asks it from its next change on"))]
+mod rows;
 mod schedule;
+#[cfg_attr(not(test), expect(dead_code, reason = "the worker asks it from its next change on"))]
+mod seen;
 mod window;
 mod worker;
 
