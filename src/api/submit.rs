@@ -98,6 +98,8 @@ pub(super) fn submission(
             accepted_at,
             identity: task.identity(id),
             traceparent: traceparent.map(Box::from),
+            late: None,
+            max_retries: None,
             value,
         },
     }

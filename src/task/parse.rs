@@ -16,6 +16,12 @@ use super::{
 };
 use crate::commands::{self, ArgumentFault, NotAccepted};
 
+mod late;
+
+/// Whether `deadline`, `late`, `version`, `ttl_args` and `written_keys` are kept. Until they are, a service that sets one
+/// of them is told so: it relies on it.
+const LATE_FIELDS_EXECUTED: bool = false;
+
 const MAX_RETRIES: u64 = 20;
 /// How far a service's clock may be ahead of ours.
 const MAX_AHEAD: SignedDuration = SignedDuration::from_mins(5);
@@ -32,12 +38,21 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 );
 
 pub(super) fn task<'a>(body: &'a [u8], rules: &Rules, now: Timestamp) -> Result<Task<'a>, Refusal> {
+    task_with(body, rules, now, LATE_FIELDS_EXECUTED)
+}
+
+pub(super) fn task_with<'a>(
+    body: &'a [u8],
+    rules: &Rules,
+    now: Timestamp,
+    late_fields: bool,
+) -> Result<Task<'a>, Refusal> {
     let text = std::str::from_utf8(body).map_err(|_| {
         malformed("the body is not UTF-8; send bytes as base64, with `encoding` set to `base64`".into())
     })?;
     let mut errors = Errors::default();
     let body = wire::read(text, &mut errors).map_err(|error| malformed(why_not_json(&error)))?;
-    Check { rules, now, errors }.task(body)
+    Check { rules, now, errors, late_fields }.task(body)
 }
 
 fn malformed(detail: String) -> Refusal {
@@ -57,11 +72,14 @@ struct Check<'r> {
     rules: &'r Rules,
     now: Timestamp,
     errors: Errors,
+    late_fields: bool,
 }
 
 impl<'r> Check<'r> {
     fn task<'a>(mut self, mut body: Body<'a>) -> Result<Task<'a>, Refusal> {
-        self.refuse_unbuilt(&body);
+        if !self.late_fields {
+            self.refuse_late_fields(&mut body);
+        }
         let operation = self.operation(&mut body);
         let id = self.id(body.id);
         let target = self.target(body.target);
@@ -73,6 +91,9 @@ impl<'r> Check<'r> {
         let choices = [("refused", FirstTry::Refused), ("unknown", FirstTry::Unknown)];
         let first_try = self.choice("first_try", body.first_try, &choices).unwrap_or(FirstTry::Refused);
         let occurred_at = self.occurred_at(body.occurred_at);
+        let deadline = self.time("deadline", body.deadline);
+        let late = self.late(body.late);
+        let version = self.version(body.version, operation.as_ref());
         let context = Context {
             trace_id: self.bounded("trace_id", body.trace_id, MAX_CONTEXT_BYTES),
             user_uuid: self.bounded("user_uuid", body.user_uuid, MAX_CONTEXT_BYTES),
@@ -99,24 +120,11 @@ impl<'r> Check<'r> {
             coalesce,
             first_try,
             occurred_at,
+            deadline,
+            late,
+            version,
             context,
         })
-    }
-
-    /// Never ignored: a service that sets one of these relies on it.
-    fn refuse_unbuilt(&mut self, body: &Body<'_>) {
-        let unbuilt = [
-            ("/deadline", &body.deadline),
-            ("/late", &body.late),
-            ("/version", &body.version),
-            ("/ttl_args", &body.ttl_args),
-            ("/written_keys", &body.written_keys),
-        ];
-        for (pointer, value) in unbuilt {
-            if is_set(value) {
-                self.errors.add(RefusalKind::NotSupported, pointer, "this field is not supported yet");
-            }
-        }
     }
 
     fn refuse_unknown_outcome(&mut self, operation: &Operation<'_>) {
@@ -143,12 +151,20 @@ impl<'r> Check<'r> {
         let base64 = self.choice("encoding", body.encoding.take(), &[("base64", ())]).is_some();
         match kind {
             Kind::Simple => {
-                self.refuse_foreign(body, "simple", &["commands", "mode", "script", "keys"]);
+                self.refuse_foreign(
+                    body,
+                    "simple",
+                    &["commands", "mode", "script", "keys", "ttl_args", "written_keys"],
+                );
                 let command = BodyCommand { command: body.command.take(), args: body.args.take() };
                 self.command(Place::Body, command, base64).map(Operation::Simple)
             }
             Kind::Pipeline => {
-                self.refuse_foreign(body, "pipeline", &["command", "args", "script", "keys"]);
+                self.refuse_foreign(
+                    body,
+                    "pipeline",
+                    &["command", "args", "script", "keys", "ttl_args", "written_keys"],
+                );
                 let modes = [("each", Mode::Each), ("atomic", Mode::Atomic)];
                 let mode = self.choice("mode", body.mode.take(), &modes).unwrap_or(Mode::Each);
                 let commands = self.commands(body.commands.take().unwrap_or_default(), base64)?;
@@ -170,6 +186,8 @@ impl<'r> Check<'r> {
             ("mode", is_set(&body.mode)),
             ("script", is_set(&body.script)),
             ("keys", body.keys.as_ref().is_some_and(|keys| !keys.items.is_empty())),
+            ("ttl_args", body.ttl_args.as_ref().is_some_and(|args| !args.items.is_empty())),
+            ("written_keys", body.written_keys.as_ref().is_some_and(|keys| !keys.items.is_empty())),
         ];
         for (field, _) in set.into_iter().filter(|(field, set)| *set && foreign.contains(field)) {
             self.errors.invalid(format!("/{field}"), format!("a task of type {kind} has no such field"));
@@ -291,7 +309,10 @@ impl<'r> Check<'r> {
             return None;
         }
         let source = self.bounded("script", body.script.take(), most_bytes)?;
-        let script = Script { source, keys: keys?, args: args? };
+        let (keys, args) = (keys?, args?);
+        let ttl_args = self.ttl_args(body.ttl_args.take(), &args);
+        let written = self.written_keys(body.written_keys.take(), &keys, base64);
+        let script = Script { source, keys, args, ttl_args, written };
         let most = self.rules.config.max_args;
         if script.keys.len() + script.args.len() > most {
             self.errors.invalid("/args", format!("keys and arguments are at most {most} together"));
@@ -397,16 +418,21 @@ impl<'r> Check<'r> {
     }
 
     fn occurred_at(&mut self, value: Option<Value<'_>>) -> Option<Timestamp> {
-        let text = self.text("occurred_at", value)?;
-        let Some(at) = rfc3339(&text) else {
-            self.errors.invalid("/occurred_at", "this must be a time as in RFC 3339, like 2026-01-31T12:00:00.5Z");
-            return None;
-        };
+        let at = self.time("occurred_at", value)?;
         if at.duration_since(self.now) > MAX_AHEAD {
             self.errors.invalid("/occurred_at", "this is more than 5 minutes in the future");
             return None;
         }
         Some(at)
+    }
+
+    fn time(&mut self, field: &str, value: Option<Value<'_>>) -> Option<Timestamp> {
+        let at = rfc3339(&self.text(field, value)?);
+        if at.is_none() {
+            let detail = "this must be a time as in RFC 3339, like 2026-01-31T12:00:00.5Z";
+            self.errors.invalid(format!("/{field}"), detail);
+        }
+        at
     }
 
     fn text<'a>(&mut self, field: &str, value: Option<Value<'a>>) -> Option<Cow<'a, str>> {

@@ -1,7 +1,9 @@
 use jiff::Timestamp;
 
 use super::*;
-use crate::commands::Class;
+use crate::commands::{Class, TtlUnit};
+
+mod late;
 
 fn rules() -> Rules {
     Rules::new(Config::default(), [Task::DEFAULT_TARGET.to_owned()])

@@ -13,6 +13,10 @@ use serde_json::value::RawValue;
 
 use super::refusal::Errors;
 
+mod nested;
+
+pub(super) use self::nested::{BodyLate, BodyTtlArg, Nested, TtlArgs};
+
 /// Bytes of an unknown field's name that are repeated in a pointer.
 const MAX_NAME: usize = 64;
 
@@ -37,10 +41,10 @@ pub(super) struct Body<'a> {
     pub(super) first_try: Option<Value<'a>>,
     pub(super) occurred_at: Option<Value<'a>>,
     pub(super) deadline: Option<Value<'a>>,
-    pub(super) late: Option<Value<'a>>,
+    pub(super) late: Option<Nested<BodyLate<'a>>>,
     pub(super) version: Option<Value<'a>>,
-    pub(super) ttl_args: Option<Value<'a>>,
-    pub(super) written_keys: Option<Value<'a>>,
+    pub(super) ttl_args: Option<TtlArgs<'a>>,
+    pub(super) written_keys: Option<Strings<'a>>,
     pub(super) trace_id: Option<Value<'a>>,
     pub(super) user_uuid: Option<Value<'a>>,
     pub(super) device_id: Option<Value<'a>>,
@@ -90,6 +94,8 @@ pub(super) struct Strings<'a> {
 pub(super) enum Place {
     Body,
     Command(usize),
+    Late,
+    TtlArg(usize),
 }
 
 impl Place {
@@ -107,6 +113,8 @@ impl fmt::Display for Place {
         match self {
             Self::Body => Ok(()),
             Self::Command(index) => write!(f, "/commands/{index}"),
+            Self::Late => f.write_str("/late"),
+            Self::TtlArg(index) => write!(f, "/ttl_args/{index}"),
         }
     }
 }
@@ -129,6 +137,8 @@ enum Slot<'s, 'a> {
     Value(&'s mut Option<Value<'a>>),
     Strings(&'static str, &'s mut Option<Strings<'a>>),
     Commands(&'s mut Option<Commands<'a>>),
+    Late(&'s mut Option<Nested<BodyLate<'a>>>),
+    TtlArgs(&'s mut Option<TtlArgs<'a>>),
 }
 
 trait Fields<'a> {
@@ -156,10 +166,10 @@ impl<'a> Fields<'a> for Body<'a> {
             "first_try" => Slot::Value(&mut self.first_try),
             "occurred_at" => Slot::Value(&mut self.occurred_at),
             "deadline" => Slot::Value(&mut self.deadline),
-            "late" => Slot::Value(&mut self.late),
+            "late" => Slot::Late(&mut self.late),
             "version" => Slot::Value(&mut self.version),
-            "ttl_args" => Slot::Value(&mut self.ttl_args),
-            "written_keys" => Slot::Value(&mut self.written_keys),
+            "ttl_args" => Slot::TtlArgs(&mut self.ttl_args),
+            "written_keys" => Slot::Strings("written_keys", &mut self.written_keys),
             "trace_id" => Slot::Value(&mut self.trace_id),
             "user_uuid" => Slot::Value(&mut self.user_uuid),
             "device_id" => Slot::Value(&mut self.device_id),
@@ -204,6 +214,8 @@ impl<'de, F: Fields<'de>> Visitor<'de> for Object<'_, F> {
                     slot.replace(strings).is_some()
                 }
                 Some(Slot::Commands(slot)) => slot.replace(map.next_value_seed(Shaped(CommandList(errors)))?).is_some(),
+                Some(Slot::Late(slot)) => slot.replace(nested::late(&mut map, errors)?).is_some(),
+                Some(Slot::TtlArgs(slot)) => slot.replace(nested::ttl_args(&mut map, errors)?).is_some(),
                 None => {
                     map.next_value::<IgnoredAny>()?;
                     errors.invalid(place.field(&escaped(&name)), "there is no such field");
