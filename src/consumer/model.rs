@@ -54,14 +54,14 @@ impl Value {
 
 /// How a type is made where nothing is, and found where it is.
 trait Kind: Sized {
-    fn new() -> Value;
+    fn nothing() -> Value;
     fn of(value: &mut Value) -> Option<&mut Self>;
 }
 
 macro_rules! kind {
     ($type:ty, $variant:ident) => {
         impl Kind for $type {
-            fn new() -> Value {
+            fn nothing() -> Value {
                 Value::$variant(Self::default())
             }
 
@@ -233,7 +233,7 @@ impl ModelRedis {
 
     /// What is under the key, made if nothing is. [`ModelRedis::expire`] removes what stays empty.
     fn value<K: Kind>(&mut self, key: &[u8]) -> Answer<&mut K> {
-        let entry = self.keys.entry(key.to_vec()).or_insert_with(|| Entry { value: K::new(), expires_at: None });
+        let entry = self.keys.entry(key.to_vec()).or_insert_with(|| Entry { value: K::nothing(), expires_at: None });
         K::of(&mut entry.value).ok_or(Refused::WrongType)
     }
 }
