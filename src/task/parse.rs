@@ -36,7 +36,8 @@ pub(super) fn task<'a>(body: &'a [u8], rules: &Rules, now: Timestamp) -> Result<
         malformed("the body is not UTF-8; send bytes as base64, with `encoding` set to `base64`".into())
     })?;
     let mut errors = Errors::default();
-    let body = wire::read(text, &mut errors).map_err(|error| malformed(why_not_json(&error)))?;
+    let mut body = Body::default();
+    wire::read(text, &mut body, &mut errors).map_err(|error| malformed(why_not_json(&error)))?;
     Check { rules, now, errors }.task(body)
 }
 
@@ -65,13 +66,13 @@ impl<'r> Check<'r> {
         let operation = self.operation(&mut body);
         let id = self.id(body.id);
         let target = self.target(body.target);
-        let lane = self.choice("priority", body.priority, &Lane::ALL.map(|lane| (lane.as_str(), lane)));
+        let lane = self.choice("priority", body.priority, Lane::ALL.iter().map(|lane| (lane.as_str(), *lane)));
         let max_retries = self.max_retries(body.max_retries);
         let ordering_key = self.ordering_key(body.ordering_key);
         let idempotent = self.flag("idempotent", body.idempotent).unwrap_or(false);
         let coalesce = self.flag("coalesce", body.coalesce).unwrap_or(true);
         let choices = [("refused", FirstTry::Refused), ("unknown", FirstTry::Unknown)];
-        let first_try = self.choice("first_try", body.first_try, &choices).unwrap_or(FirstTry::Refused);
+        let first_try = self.choice("first_try", body.first_try, choices).unwrap_or(FirstTry::Refused);
         let occurred_at = self.occurred_at(body.occurred_at);
         let context = Context {
             trace_id: self.bounded("trace_id", body.trace_id, MAX_CONTEXT_BYTES),
@@ -139,8 +140,8 @@ impl<'r> Check<'r> {
             self.errors.invalid("/type", "`type` is missing: one of simple, pipeline, lua");
             return None;
         }
-        let kind = self.choice("type", body.kind.take(), &choices)?;
-        let base64 = self.choice("encoding", body.encoding.take(), &[("base64", ())]).is_some();
+        let kind = self.choice("type", body.kind.take(), choices)?;
+        let base64 = self.choice("encoding", body.encoding.take(), [("base64", ())]).is_some();
         match kind {
             Kind::Simple => {
                 self.refuse_foreign(body, "simple", &["commands", "mode", "script", "keys"]);
@@ -150,7 +151,7 @@ impl<'r> Check<'r> {
             Kind::Pipeline => {
                 self.refuse_foreign(body, "pipeline", &["command", "args", "script", "keys"]);
                 let modes = [("each", Mode::Each), ("atomic", Mode::Atomic)];
-                let mode = self.choice("mode", body.mode.take(), &modes).unwrap_or(Mode::Each);
+                let mode = self.choice("mode", body.mode.take(), modes).unwrap_or(Mode::Each);
                 let commands = self.commands(body.commands.take().unwrap_or_default(), base64)?;
                 Some(Operation::Pipeline { mode, commands })
             }
@@ -163,15 +164,16 @@ impl<'r> Check<'r> {
 
     /// Refuses the fields of other types of task.
     fn refuse_foreign(&mut self, body: &Body<'_>, kind: &str, foreign: &[&str]) {
-        let set = [
-            ("command", is_set(&body.command)),
-            ("args", body.args.as_ref().is_some_and(|args| !args.items.is_empty())),
-            ("commands", body.commands.as_ref().is_some_and(|commands| !commands.items.is_empty())),
-            ("mode", is_set(&body.mode)),
-            ("script", is_set(&body.script)),
-            ("keys", body.keys.as_ref().is_some_and(|keys| !keys.items.is_empty())),
-        ];
-        for (field, _) in set.into_iter().filter(|(field, set)| *set && foreign.contains(field)) {
+        let set = |field: &str| match field {
+            "command" => is_set(&body.command),
+            "args" => body.args.as_ref().is_some_and(|args| !args.items.is_empty()),
+            "commands" => body.commands.as_ref().is_some_and(|commands| !commands.items.is_empty()),
+            "mode" => is_set(&body.mode),
+            "script" => is_set(&body.script),
+            "keys" => body.keys.as_ref().is_some_and(|keys| !keys.items.is_empty()),
+            other => unreachable!("no type of task lacks the field {other}"),
+        };
+        for field in foreign.iter().filter(|field| set(field)) {
             self.errors.invalid(format!("/{field}"), format!("a task of type {kind} has no such field"));
         }
     }
@@ -440,11 +442,16 @@ impl<'r> Check<'r> {
         }
     }
 
-    fn choice<T: Copy>(&mut self, field: &str, value: Option<Value<'_>>, choices: &[(&str, T)]) -> Option<T> {
+    fn choice<T>(
+        &mut self,
+        field: &str,
+        value: Option<Value<'_>>,
+        choices: impl IntoIterator<Item = (&'static str, T)> + Clone,
+    ) -> Option<T> {
         let text = self.text(field, value)?;
-        let chosen = choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice);
+        let chosen = choices.clone().into_iter().find(|(name, _)| *name == text).map(|(_, choice)| choice);
         if chosen.is_none() {
-            let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+            let names: Vec<_> = choices.into_iter().map(|(name, _)| name).collect();
             self.errors.invalid(format!("/{field}"), format!("this must be one of: {}", names.join(", ")));
         }
         chosen
