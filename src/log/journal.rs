@@ -93,6 +93,9 @@ mod table;
 mod tests;
 mod writer;
 
+/// A request becomes frames that its reader takes for frames.
+const _: () = assert!(MAX_QUEUED_BYTES <= frame::MAX_PAYLOAD_BYTES);
+
 const LOCK: &str = "LOCK";
 const QUEUES: &str = "queues";
 const TABLES: &str = "tables";

@@ -302,9 +302,7 @@ fn scan_newest(
         match scanner.step()? {
             Step::Frame(frame) => {
                 audit.frame(newest, &frame);
-                if frame.kind == Kind::Checkpoint {
-                    state.checkpoint = checkpoint::decode(frame.payload, log_id).or(state.checkpoint.take());
-                }
+                state.checkpoint = checkpoint::decode(&frame, log_id).or(state.checkpoint.take());
                 scan.end = scanner.at();
                 state.next_seq = audit.expected().unwrap_or(state.next_seq);
             }
@@ -338,7 +336,7 @@ fn find_checkpoint(home: &Home, state: &Recovered, log_id: [u8; 16]) -> Result<O
                 let from = scanner.at();
                 match scanner.step()? {
                     Step::Frame(frame) if frame.kind == Kind::Checkpoint => {
-                        newest = checkpoint::decode(frame.payload, log_id).or(newest);
+                        newest = checkpoint::decode(&frame, log_id).or(newest);
                     }
                     // A segment whose first write was cut off begins with that alone.
                     Step::Frame(frame) if frame.kind == Kind::Resume => {}
