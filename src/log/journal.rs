@@ -34,7 +34,7 @@
 //! is moved or rewritten; a segment whose records are all finished is unlinked.
 //!
 //! `chain` writes, `recovery` opens, `follower` reads; these are synchronous and work on [`disk::Disk`], so that
-//! tests can cut the power anywhere. `writer`, `inbox` and `reader` put threads and futures around them.
+//! tests can cut the power anywhere. `salvage` gets them past sectors that the disk has lost. `writer`, `inbox` and `reader` put threads and futures around them.
 
 use std::{
     collections::HashMap,
@@ -83,6 +83,7 @@ mod frame;
 mod inbox;
 mod reader;
 mod recovery;
+mod salvage;
 mod scanner;
 mod segment;
 mod shelf;
@@ -91,6 +92,9 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod writer;
+
+/// A request becomes frames that its reader takes for frames.
+const _: () = assert!(MAX_QUEUED_BYTES <= frame::MAX_PAYLOAD_BYTES);
 
 const LOCK: &str = "LOCK";
 const QUEUES: &str = "queues";
