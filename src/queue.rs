@@ -11,6 +11,7 @@ use futures_util::future::{BoxFuture, join_all};
 use jiff::Timestamp;
 
 use crate::{
+    faults,
     log::{AppendError, Durability, Log, NewRecord, QueueName, ReadError},
     task::{Identity, Lane, TaskId},
     telemetry::metrics::Metrics,
@@ -218,6 +219,7 @@ impl Queues {
         // Nothing in it owns memory.
         std::mem::forget(unfinished);
         self.metrics.count_appends(count, appended.is_ok());
+        faults::hit("after-append");
         let lane = Lane::ALL.iter().position(|lane| lane.as_str() == queue.lane).unwrap_or(0);
         let mut recent = self.recent();
         members

@@ -11,7 +11,8 @@
 //!   that the model's errors explain and no others.
 //! - [`planted`] puts bugs into the sidecar, one at a time, to show that the proof would fail with each.
 //!
-//! `AMBIGUITY_SEED` and `AMBIGUITY_ROUNDS` repeat a round, or make many.
+//! `AMBIGUITY_SEED` and `AMBIGUITY_ROUNDS` repeat a round, or make many; `AMBIGUITY_BUG` plants a bug in each, which
+//! they should find.
 
 use std::sync::{
     Mutex,
@@ -48,6 +49,7 @@ fn without_faults_the_end_is_that_of_the_model() {
 fn whatever_happens_the_end_is_that_of_the_model() {
     let first = number_from_environment("AMBIGUITY_SEED", 1);
     let rounds = number_from_environment("AMBIGUITY_ROUNDS", 10);
+    let bug = std::env::var("AMBIGUITY_BUG").unwrap_or_default();
     let (next, failures) = (AtomicU64::new(first), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {
@@ -57,7 +59,7 @@ fn whatever_happens_the_end_is_that_of_the_model() {
                     if seed >= first + rounds {
                         return;
                     }
-                    match round::run(Plan { seed, faults: true, bug: "" }) {
+                    match round::run(Plan { seed, faults: true, bug: &bug }) {
                         Ok(summary) => eprintln!("seed {seed}: {summary}"),
                         Err(failed) => failures.lock().expect("nobody panics with it").push(format!(
                             "seed {seed}: again with AMBIGUITY_SEED={seed} AMBIGUITY_ROUNDS=1 cargo test --test it \
