@@ -121,7 +121,7 @@ impl Consumer {
         let thread = std::thread::Builder::new().name("consumer".into()).spawn(move || {
             // Also when a worker panics: whoever waits for the end must hear of it.
             let _ended = all_ended.drop_guard();
-            runtime.block_on(run(workers))
+            drive(runtime, run(workers))
         })?;
         Ok(Self { handle: Handle { questions }, stop, ended, thread })
     }
@@ -146,6 +146,14 @@ impl Consumer {
         self.ended.cancelled().await;
         self.thread.join().unwrap_or_else(|_| Err(Panicked { target: "of none".to_owned() }))
     }
+}
+
+/// Runs the work to its end, and leaves behind what cannot be told to stop: looking up the name of a Redis blocks a
+/// thread of the runtime for as long as the name server is silent, which may be longer than a stop may take.
+fn drive<T>(runtime: tokio::runtime::Runtime, work: impl Future<Output = T>) -> T {
+    let result = runtime.block_on(work);
+    runtime.shutdown_background();
+    result
 }
 
 async fn run(workers: Vec<(Arc<str>, worker::Parts)>) -> Result<(), Panicked> {
@@ -277,5 +285,27 @@ impl Handle {
         let patience = std::time::Duration::from_secs(1);
         let answers = answers.map(|answer| tokio::time::timeout(patience, answer));
         futures_util::future::join_all(answers).await.into_iter().flatten().flatten().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn end_does_not_wait_for_a_name_that_is_being_looked_up() {
+        let (answer, answered) = std::sync::mpsc::channel();
+        let (begin, begun) = oneshot::channel();
+        let lookup = move || {
+            begin.send(()).expect("the work waits for it");
+            answered.recv_timeout(Duration::from_secs(10))
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let work = async {
+            drop(tokio::task::spawn_blocking(lookup));
+            begun.await
+        };
+        drive(runtime, work).expect("the lookup has begun");
+        answer.send(()).expect("the lookup still goes on");
     }
 }
