@@ -60,7 +60,6 @@ pub enum ProblemType {
     UnknownTarget,
     /// The outcome of the first try is unknown and the operation may not run twice.
     OutcomeUnknown,
-    /// A field whose behaviour this version does not have.
     /// The request line and the headers are over the limit.
     HeadTooLarge,
     /// Too many bytes are being stored at this moment.
