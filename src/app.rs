@@ -179,6 +179,7 @@ fn targets(config: &Config) -> Result<Vec<Target>, AppError> {
             probe_timeout: redis.probe_timeout,
             connections: redis.connections,
             own_prefix: redis.own_prefix.clone(),
+            ..target::Config::new("")
         };
         Target::try_new(&target.name, settings).map_err(|source| AppError::Target { name: target.name.clone(), source })
     };

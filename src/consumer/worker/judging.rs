@@ -49,7 +49,7 @@ impl Worker {
                 // Backwards, so that those put back stand in their old order again.
                 for (sent, result) in sent.iter().zip(result.results).rev() {
                     match result {
-                        Ok(()) => self.applied(sent, today),
+                        Ok(_done) => self.applied(sent, today),
                         Err(failure) => self.failed(sent, failure, now, today),
                     }
                 }

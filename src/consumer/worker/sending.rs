@@ -69,7 +69,7 @@ impl Worker {
         }
         for number in 0..self.windows.len() {
             if let Some((node, unit)) = self.windows[number].schedule.pop_apart() {
-                let mut batch = Batch::new();
+                let mut batch = self.target.batch();
                 let mut sent = Vec::new();
                 self.push(number, node, unit, &mut batch, &mut sent, now);
                 if let [only] = sent.as_mut_slice() {
@@ -84,7 +84,7 @@ impl Worker {
 
     /// Collects ready units of all lanes, by their weights.
     fn gather(&mut self, units: usize, trial: bool, now: Instant) -> (Batch, Vec<Sent>) {
-        let mut batch = Batch::new();
+        let mut batch = self.target.batch();
         let mut sent = Vec::new();
         let order = self.lanes();
         let all: usize = order.iter().map(|(_, weight)| weight).sum();
