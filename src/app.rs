@@ -74,7 +74,8 @@ impl App {
     pub fn build(config: &Config) -> Result<Self, AppError> {
         let started = Instant::now();
         let token = config.admin.read_token()?;
-        let targets = targets(config)?;
+        let boot_id = *uuid::Uuid::now_v7().as_bytes();
+        let targets = targets(config, boot_id)?;
         let journal = JournalLog::open(journal_config(config), Arc::new(RealDisk))?;
         let stats = journal.stats();
         let log: Arc<dyn Log> = Arc::new(journal);
@@ -88,7 +89,7 @@ impl App {
         let dead_letters = DeadLetters::open(&log)?;
         let rules = Arc::new(rules(config));
         let consumer = Consumer::start(
-            &consumer_config(config),
+            &consumer_config(config, boot_id),
             consumer::Parts {
                 log: log.clone(),
                 queues: queues.clone(),
@@ -171,7 +172,7 @@ impl App {
     }
 }
 
-fn targets(config: &Config) -> Result<Vec<Target>, AppError> {
+fn targets(config: &Config, boot_id: [u8; 16]) -> Result<Vec<Target>, AppError> {
     let redis = &config.redis;
     let target = |target: &config::Target| {
         let settings = target::Config {
@@ -181,6 +182,9 @@ fn targets(config: &Config) -> Result<Vec<Target>, AppError> {
             probe_timeout: redis.probe_timeout,
             connections: redis.connections,
             own_prefix: redis.own_prefix.clone(),
+            boot_id,
+            marker_ttl: config.once.marker_ttl,
+            version_ttl: config.version.marker_ttl,
         };
         Target::try_new(&target.name, settings).map_err(|source| AppError::Target { name: target.name.clone(), source })
     };
@@ -203,6 +207,7 @@ fn rules(config: &Config) -> Rules {
         max_args: admission.max_args,
         max_arg_bytes: admission.max_arg_bytes,
         key_prefixes: admission.key_prefixes.clone(),
+        own_prefix: config.redis.own_prefix.clone(),
         lua: match &admission.lua {
             Lua::On => LuaPolicy::On,
             Lua::Off => LuaPolicy::Off,
@@ -210,10 +215,11 @@ fn rules(config: &Config) -> Rules {
         },
         ..task::Config::default()
     };
-    Rules::new(limits, config.targets.iter().map(|target| target.name.clone()))
+    let targets = config.targets.iter().map(|target| target.name.clone());
+    Rules::new(limits, targets).with_defaults(config.rules.clone())
 }
 
-fn consumer_config(config: &Config) -> consumer::Config {
+fn consumer_config(config: &Config, boot_id: [u8; 16]) -> consumer::Config {
     let retry = &config.retry;
     consumer::Config {
         memory_bytes: config.consumer.memory_bytes,
@@ -224,6 +230,8 @@ fn consumer_config(config: &Config) -> consumer::Config {
         },
         outage_probe_cap: retry.outage_probe_cap,
         connections: config.redis.connections,
+        boot_id,
+        marker_ttl: config.once.marker_ttl,
     }
 }
 

@@ -1,12 +1,15 @@
 //! Which Redis commands are accepted, and what they touch: keys, written keys, class, overwrite and TTL.
 //!
 //! The table is our own and covers Redis 7.0: every command that is flagged as a write, has keys, and does not block,
-//! administer, publish or change a connection's state. A command that is not in it is refused, and known ones say
-//! why. What the table says of keys and arity is compared with a real server by a test.
+//! administer, publish or change a connection's state. Of newer servers it has what concerns TTLs and comparisons:
+//! those of hash fields (Redis 7.4 and 8.0, Valkey 9.0), MSETEX (Redis 8.4, Valkey 9.1), SET IFEQ (Valkey 8.1, Redis
+//! 8.4) and DELIFEQ (Valkey 9.0). A command that is not in it is refused, and known ones say why. What the table says
+//! of keys and arity is compared with real servers by tests.
 //!
 //! # Classes
 //!
-//! A class says what running a command a second time, right after the first, would do. A command counts as
+//! A class says what running a command a second time, right after the first, would do; of one with a relative TTL, what
+//! its form with an absolute one would, which is what is sent. A command counts as
 //! [`Class::Idempotent`] or [`Class::Conditional`] only where the second run changes nothing *and* is not refused,
 //! since a refusal would make a dead letter of a task that was applied. Whatever depends on other keys or on what is
 //! there counts as [`Class::Relative`].
@@ -20,12 +23,15 @@ mod refused;
 mod table;
 #[cfg(test)]
 mod tests;
+mod ttl;
 
 use self::keys::KeyRule;
+pub(crate) use self::ttl::integer;
 pub use self::{
     keys::{KeyAt, Keys},
     near::nearest,
     refused::NotAccepted,
+    ttl::{Expiry, TtlAt, TtlEffect, TtlUnit},
 };
 
 /// What running something twice would do. Ordered from harmless to not.
@@ -77,29 +83,13 @@ pub enum Overwrite {
     None,
 }
 
-/// An argument that says when a key expires.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TtlAt {
-    /// Its index in the arguments.
-    pub index: usize,
-    pub unit: TtlUnit,
-    /// Counted from the Unix epoch, not from the time of execution.
-    pub absolute: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TtlUnit {
-    Seconds,
-    Millis,
-}
-
 /// What a command does with the arguments given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Effects {
     pub keys: Keys,
     pub class: Class,
     pub overwrite: Overwrite,
-    pub ttl: Option<TtlAt>,
+    pub ttl_effect: TtlEffect,
 }
 
 /// Why arguments do not fit their command. Names positions, never contents.
@@ -137,7 +127,7 @@ pub struct CommandSpec {
     keys: KeyRule,
     class: Class,
     overwrite: Overwrite,
-    ttl: Option<TtlAt>,
+    ttl_effect: TtlEffect,
     /// Checks the options and says what they change in the row's effects.
     options: Option<options::Check>,
 }
@@ -152,7 +142,7 @@ impl CommandSpec {
     pub fn effects(&self, args: &[Cow<'_, [u8]>]) -> Result<Effects, ArgumentFault> {
         self.check_count(args.len())?;
         let keys = self.keys.find(args)?;
-        let mut effects = Effects { keys, class: self.class, overwrite: self.overwrite, ttl: self.ttl };
+        let mut effects = Effects { keys, class: self.class, overwrite: self.overwrite, ttl_effect: self.ttl_effect };
         if let Some(check) = self.options {
             check(args, &mut effects)?;
         }

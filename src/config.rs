@@ -12,10 +12,11 @@ use std::{
     time::Duration,
 };
 
-use crate::telemetry;
+use crate::{task::DefaultRule, telemetry};
 
 mod kind;
 mod problem;
+mod rule;
 mod secret;
 mod setting;
 mod source;
@@ -27,6 +28,7 @@ pub use setting::{SETTINGS, Setting};
 pub use source::{CONFIG_ENV, Given, Origin, Sources, target_setting};
 
 use kind::Value;
+use rule::{GivenRule, show_rule};
 use setting::setting;
 use source::target_name;
 
@@ -42,6 +44,10 @@ pub struct Config {
     /// The target `default` first, then the others by name.
     pub targets: Vec<Target>,
     pub retry: Retry,
+    pub once: Once,
+    pub version: VersionFence,
+    /// What is said of tasks that do not say it themselves. The first that matches decides.
+    pub rules: Vec<DefaultRule>,
     pub journal: Journal,
     pub admission: Admission,
     pub consumer: Consumer,
@@ -90,6 +96,20 @@ pub struct Retry {
     pub base: Duration,
     pub cap: Duration,
     pub outage_probe_cap: Duration,
+}
+
+/// How what must run once is kept from running twice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Once {
+    /// How long a marker is kept after its task was accepted; a repetition is recognised as long.
+    pub marker_ttl: Duration,
+}
+
+/// How versions of a key are told apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VersionFence {
+    /// How long the last version of a key is remembered after it was applied.
+    pub marker_ttl: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,7 +179,7 @@ pub struct Log {
 #[derive(Clone, Debug)]
 pub struct Loaded {
     pub config: Config,
-    /// The value of every setting that is in effect, in the order of the table, targets last.
+    /// The value of every setting that is in effect, in the order of the table; then targets, then rules.
     pub effective: Vec<Given>,
 }
 
@@ -170,23 +190,31 @@ impl Config {
         let mut reading = Reading::of_built_in();
         reading.problems = gathered.problems;
         gathered.given.into_iter().for_each(|given| reading.take(given));
-        let config = reading.config();
+        let config =
+            Config { rules: gathered.rules.iter().map(|given| given.rule.clone()).collect(), ..reading.config() };
         reading.check_together(&config);
         ConfigError::check(reading.problems)?;
         let by_table = |given: &Given| SETTINGS.iter().position(|s| s.name == given.name).unwrap_or(SETTINGS.len());
         let mut effective: Vec<Given> = reading.taken.into_values().map(|(given, _)| given).collect();
         effective.sort_by_key(by_table);
+        effective.extend(gathered.rules.iter().enumerate().map(|(index, rule)| Given::of_rule(index + 1, rule)));
         Ok(Loaded { config, effective })
     }
 }
 
 impl Given {
+    fn of_rule(number: usize, given: &GivenRule) -> Self {
+        let (name, raw) = (format!("rules[{number}]"), Raw::One(show_rule(&given.rule)));
+        Self { name, raw, origin: given.origin.clone() }
+    }
+
     /// The value as it may be shown: without passwords.
     pub fn shown(&self) -> String {
-        match kind_of(&self.name) {
-            Kind::RedisUrl => masked_url(&self.raw.to_string()),
-            _ => self.raw.to_string(),
+        let is_rule = self.name.starts_with("rules[");
+        if !is_rule && kind_of(&self.name) == Kind::RedisUrl {
+            return masked_url(&self.raw.to_string());
         }
+        self.raw.to_string()
     }
 }
 
@@ -288,6 +316,9 @@ impl Reading {
                 cap: self.duration("retry.cap"),
                 outage_probe_cap: self.duration("retry.outage_probe_cap"),
             },
+            once: Once { marker_ttl: self.duration("once.marker_ttl") },
+            version: VersionFence { marker_ttl: self.duration("version.marker_ttl") },
+            rules: Vec::new(),
             journal: Journal {
                 max_bytes: self.number("journal.max_bytes"),
                 min_free_bytes: self.number("journal.min_free_bytes"),

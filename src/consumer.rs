@@ -5,7 +5,11 @@
 //! (`target`), what a failure means (`retry`), HTTP. Invariant: a position is below the watermark of a checkpoint
 //! only after its task was applied, or settled with a stated outcome, or stored as a dead letter.
 
-use std::{sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    thread::JoinHandle,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
@@ -24,8 +28,14 @@ use crate::{
 mod checkpoint;
 mod entry;
 mod letter;
+#[cfg(test)]
+mod model;
+mod plan;
 mod prepared;
+mod rows;
 mod schedule;
+mod seen;
+mod timing;
 mod window;
 mod worker;
 
@@ -39,6 +49,10 @@ pub struct Config {
     pub outage_probe_cap: Duration,
     /// Connections of each target that batches go over.
     pub connections: usize,
+    /// Names this process in checkpoints and on the targets.
+    pub boot_id: [u8; 16],
+    /// How long the markers of what ran once live.
+    pub marker_ttl: Duration,
 }
 
 /// What the consumer works with.
@@ -73,9 +87,9 @@ impl Consumer {
         let stop = CancellationToken::new();
         let ended = CancellationToken::new();
         let budget = window::Budget::new(config.memory_bytes);
-        let boot_id = *uuid::Uuid::now_v7().as_bytes();
         let mut questions = Vec::new();
         let mut workers = Vec::new();
+        let seen = Arc::new(Mutex::new(seen::Seen::new(config.marker_ttl)));
         for target in targets {
             let (sender, receiver) = mpsc::channel(64);
             questions.push(sender);
@@ -94,7 +108,8 @@ impl Consumer {
                     probe_cap: config.outage_probe_cap,
                     connections: config.connections,
                     budget: budget.clone(),
-                    boot_id,
+                    boot_id: config.boot_id,
+                    seen: seen.clone(),
                     assignments: log.consume(lanes.to_vec()),
                     questions: receiver,
                     stop: stop.clone(),
@@ -106,7 +121,7 @@ impl Consumer {
         let thread = std::thread::Builder::new().name("consumer".into()).spawn(move || {
             // Also when a worker panics: whoever waits for the end must hear of it.
             let _ended = all_ended.drop_guard();
-            runtime.block_on(run(workers))
+            drive(runtime, run(workers))
         })?;
         Ok(Self { handle: Handle { questions }, stop, ended, thread })
     }
@@ -131,6 +146,14 @@ impl Consumer {
         self.ended.cancelled().await;
         self.thread.join().unwrap_or_else(|_| Err(Panicked { target: "of none".to_owned() }))
     }
+}
+
+/// Runs the work to its end, and leaves behind what cannot be told to stop: looking up the name of a Redis blocks a
+/// thread of the runtime for as long as the name server is silent, which may be longer than a stop may take.
+fn drive<T>(runtime: tokio::runtime::Runtime, work: impl Future<Output = T>) -> T {
+    let result = runtime.block_on(work);
+    runtime.shutdown_background();
+    result
 }
 
 async fn run(workers: Vec<(Arc<str>, worker::Parts)>) -> Result<(), Panicked> {
@@ -262,5 +285,27 @@ impl Handle {
         let patience = std::time::Duration::from_secs(1);
         let answers = answers.map(|answer| tokio::time::timeout(patience, answer));
         futures_util::future::join_all(answers).await.into_iter().flatten().flatten().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn end_does_not_wait_for_a_name_that_is_being_looked_up() {
+        let (answer, answered) = std::sync::mpsc::channel();
+        let (begin, begun) = oneshot::channel();
+        let lookup = move || {
+            begin.send(()).expect("the work waits for it");
+            answered.recv_timeout(Duration::from_secs(10))
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let work = async {
+            drop(tokio::task::spawn_blocking(lookup));
+            begun.await
+        };
+        drive(runtime, work).expect("the lookup has begun");
+        answer.send(()).expect("the lookup still goes on");
     }
 }

@@ -8,24 +8,30 @@ use std::borrow::Cow;
 
 use jiff::Timestamp;
 
+mod defaults;
 mod id;
 mod identity;
 mod lane;
+mod late;
 mod operation;
 mod outcome;
 mod parse;
 mod refusal;
 mod rules;
+mod version;
 mod wire;
 
 pub use self::{
+    defaults::{DefaultRule, Defaults, Pattern},
     id::{TaskId, TaskIdError},
     identity::Identity,
     lane::Lane,
-    operation::{Command, Mode, Operation, Script, Unit, UnitKey, UnitKeys},
+    late::{Late, LateAction},
+    operation::{Command, Mode, Operation, Script, TtlArg, Unit, UnitKey, UnitKeys},
     outcome::Outcome,
     refusal::{FieldError, Refusal, RefusalKind},
     rules::{Config, LuaPolicy, Rules},
+    version::Version,
 };
 
 /// What the service knows about its own try.
@@ -63,6 +69,12 @@ pub struct Task<'a> {
     pub first_try: FirstTry,
     /// When the service tried.
     pub occurred_at: Option<Timestamp>,
+    /// After it the task is not made. It may have passed already.
+    pub deadline: Option<Timestamp>,
+    /// None: as a rule of the configuration says, else it is made however late it is.
+    pub late: Option<Late>,
+    /// Only of an operation that is one unit and writes one key.
+    pub version: Option<Version>,
     pub context: Context<'a>,
 }
 
@@ -82,7 +94,7 @@ impl<'a> Task<'a> {
 
     /// What duplicates of this task are recognised by, once it has that id.
     pub fn identity(&self, id: &TaskId) -> Identity {
-        Identity::of(id, &self.target, &self.operation)
+        Identity::of(id, self)
     }
 
     /// What chooses the task's partition: the key that it names, else its first key's hash tag, else its first key,

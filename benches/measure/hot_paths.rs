@@ -72,7 +72,15 @@ pub fn run(path: &str, runs: u64) -> anyhow::Result<Duration> {
     let task = Task::parse(&body, &rules, now).map_err(|refusal| anyhow::anyhow!(refusal.detail))?;
     let id = TaskId::new();
     let identity = task.identity(&id);
-    let envelope = Envelope { id, accepted_at: now, identity, traceparent: None, value: body.clone() };
+    let envelope = Envelope {
+        id,
+        accepted_at: now,
+        identity,
+        traceparent: None,
+        late: None,
+        max_retries: None,
+        value: body.clone(),
+    };
     let record = envelope.encode();
     let metrics = Metrics::new(&[]);
     let target = metrics.target("default");

@@ -195,7 +195,7 @@ fn prepare(state: &State, item: Bytes, traceparent: Option<&str>) -> Result<(Tas
     let accepted_at = submit::now();
     let task = Task::parse(&item, &state.rules, accepted_at)?;
     let id = task.id.clone().unwrap_or_else(TaskId::new);
-    let submission = submit::submission(&task, &id, item.clone(), accepted_at, traceparent);
+    let submission = submit::submission(&state.rules, &task, &id, item.clone(), accepted_at, traceparent);
     Ok((id, submission))
 }
 

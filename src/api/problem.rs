@@ -60,8 +60,6 @@ pub enum ProblemType {
     UnknownTarget,
     /// The outcome of the first try is unknown and the operation may not run twice.
     OutcomeUnknown,
-    /// A field whose behaviour this version does not have.
-    NotSupported,
     /// The request line and the headers are over the limit.
     HeadTooLarge,
     /// Too many bytes are being stored at this moment.
@@ -100,7 +98,6 @@ impl ProblemType {
         Self::KeyNotAllowed,
         Self::UnknownTarget,
         Self::OutcomeUnknown,
-        Self::NotSupported,
         Self::HeadTooLarge,
         Self::Overloaded,
         Self::QueueFull,
@@ -149,7 +146,6 @@ impl ProblemType {
             Self::OutcomeUnknown => {
                 ("outcome-unknown", StatusCode::UNPROCESSABLE_ENTITY, "The operation may have run already")
             }
-            Self::NotSupported => ("not-supported", StatusCode::UNPROCESSABLE_ENTITY, "The field is not supported yet"),
             Self::HeadTooLarge => {
                 ("head-too-large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's head is too large")
             }
@@ -287,7 +283,6 @@ impl From<task::Refusal> for Problem {
         let kind = match refusal.kind {
             RefusalKind::MalformedJson => ProblemType::MalformedJson,
             RefusalKind::ValidationFailed => ProblemType::ValidationFailed,
-            RefusalKind::NotSupported => ProblemType::NotSupported,
             RefusalKind::UnknownTarget => ProblemType::UnknownTarget,
             RefusalKind::CommandNotAllowed => ProblemType::CommandNotAllowed,
             RefusalKind::KeyNotAllowed => ProblemType::KeyNotAllowed,

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     log::AppendError,
     queue::{Accepted, Envelope, Submission, SubmitError},
-    task::{Task, TaskId},
+    task::{Rules, Task, TaskId},
 };
 
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -41,8 +41,20 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
         ("traceparent" = Option<String>, Header, nullable = false,
             description = "W3C trace context. Kept with the task; one that is malformed is ignored."),
     ),
-    request_body(content = TaskDocument, examples(("set" = (summary = "A SET that failed", value = json!({
-        "type": "simple", "command": "SET", "args": ["user:42", "Ada", "EX", "3600"], "id": "order-1"}))))),
+    request_body(content = TaskDocument, examples(
+        ("set" = (summary = "A SET that failed", value = json!({
+            "type": "simple", "command": "SET", "args": ["user:42", "Ada", "EX", "3600"], "id": "order-1"}))),
+        ("late" = (summary = "A value that is deleted instead once it is older than half a minute", value = json!({
+            "type": "simple", "command": "HSET", "args": ["cache:42", "name", "Ada"],
+            "occurred_at": "2026-11-25T11:59:58.5Z", "late": {"after_ms": 30000, "do": "invalidate"},
+            "deadline": "2026-11-25T13:00:00Z"}))),
+        ("version" = (summary = "The seventeenth state of an order, unless a later one was written", value = json!({
+            "type": "simple", "command": "SET", "args": ["order:4711", "paid"], "version": "17"}))),
+        ("lua" = (summary = "A script with a time to live among its arguments", value = json!({
+            "type": "lua", "script": "return redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])",
+            "keys": ["session:42"], "args": ["Ada", "600"], "ttl_args": [{"index": 1, "unit": "s"}],
+            "idempotent": true}))),
+    )),
     responses(
         (status = 202, description = "The task is stored.", body = AcceptedTask,
             headers(
@@ -64,7 +76,7 @@ pub(super) async fn submit_task(Extract(state): Extract<Arc<State>>, request: Re
     let task = Task::parse(&read.body, &state.rules, accepted_at)?;
     let id = decide_id(&read.headers, task.id.as_ref())?;
     let traceparent = trace::traceparent(&read.headers);
-    let submission = submission(&task, &id, read.body.clone(), accepted_at, traceparent);
+    let submission = submission(&state.rules, &task, &id, read.body.clone(), accepted_at, traceparent);
     let lane = submission.lane.as_str();
     let stored = store(&state, vec![submission]).await;
     let accepted = match stored.and_then(|mut stored| stored.pop().expect("there is a result for each task")) {
@@ -83,21 +95,25 @@ pub(super) async fn submit_task(Extract(state): Extract<Arc<State>>, request: Re
 
 /// What is stored of a task: the client's own bytes, and beside them what was decided at its acceptance.
 pub(super) fn submission(
+    rules: &Rules,
     task: &Task<'_>,
     id: &TaskId,
     value: Bytes,
     accepted_at: Timestamp,
     traceparent: Option<&str>,
 ) -> Submission {
+    let defaults = rules.defaults(task);
     Submission {
         target: (&*task.target).into(),
-        lane: task.lane.unwrap_or_default(),
+        lane: task.lane.or(defaults.lane).unwrap_or_default(),
         ordering_key: Bytes::copy_from_slice(task.default_ordering_key(id)),
         envelope: Envelope {
             id: id.clone(),
             accepted_at,
             identity: task.identity(id),
             traceparent: traceparent.map(Box::from),
+            late: defaults.late,
+            max_retries: defaults.max_retries,
             value,
         },
     }

@@ -109,6 +109,8 @@ pub(super) enum KeyRule {
     DestThenCounted,
     /// The first argument counts the keys behind it, which are written.
     Counted,
+    /// The first argument counts the pairs behind it, whose first ones are written.
+    CountedPairs,
 }
 
 impl KeyRule {
@@ -127,8 +129,9 @@ impl KeyRule {
                 Keys::row(0, args.len(), 2, true)
             }
             Self::DestThenRest { dest } => Keys::single(dest, true).then_row(dest + 1, args.len()),
-            Self::DestThenCounted => Keys::single(0, true).then_row(2, counted(args, 1)?),
-            Self::Counted => Keys::row(1, counted(args, 0)?, 1, true),
+            Self::DestThenCounted => Keys::single(0, true).then_row(2, counted(args, 1, 1)?),
+            Self::Counted => Keys::row(1, counted(args, 0, 1)?, 1, true),
+            Self::CountedPairs => Keys::row(1, counted(args, 0, 2)?, 2, true),
         })
     }
 }
@@ -141,16 +144,16 @@ pub(super) fn check_pairs(args: &[Cow<'_, [u8]>], from: usize, detail: &'static 
     Ok(())
 }
 
-/// The index behind the last of the keys that the argument at `index` counts.
-fn counted(args: &[Cow<'_, [u8]>], index: usize) -> Result<usize, ArgumentFault> {
+/// The index behind the last of the keys that the argument at `index` counts. Each takes `step` arguments.
+fn counted(args: &[Cow<'_, [u8]>], index: usize, step: usize) -> Result<usize, ArgumentFault> {
     let fault = |detail| ArgumentFault::Invalid { index, detail };
     let count = decimal(&args[index]).ok_or_else(|| fault("the number of keys must be a whole number above 0"))?;
-    let end = count.checked_add(index + 1).filter(|end| *end <= args.len());
+    let end = count.checked_mul(step).and_then(|taken| taken.checked_add(index + 1)).filter(|end| *end <= args.len());
     end.ok_or_else(|| fault("the number of keys is larger than the number of arguments behind it"))
 }
 
 /// A positive decimal as Redis reads one: no sign, no leading zero.
-fn decimal(text: &[u8]) -> Option<usize> {
+pub(super) fn decimal(text: &[u8]) -> Option<usize> {
     if text.first().is_none_or(|first| *first == b'0') || !text.iter().all(u8::is_ascii_digit) {
         return None;
     }

@@ -3,7 +3,10 @@
 
 use std::borrow::Cow;
 
-use super::{ArgumentFault, Class, Effects, NotAccepted, Overwrite, TtlAt, TtlUnit, keys::check_pairs};
+mod hash_fields;
+
+pub(super) use self::hash_fields::{hash_fields, hexpire, hgetex, hsetex};
+use super::{ArgumentFault, Class, Effects, NotAccepted, Overwrite, TtlAt, TtlEffect, TtlUnit, keys::check_pairs};
 
 pub(super) type Args<'x, 'a> = &'x [Cow<'a, [u8]>];
 pub(super) type Check = fn(Args<'_, '_>, &mut Effects) -> Result<(), ArgumentFault>;
@@ -43,44 +46,105 @@ fn ttl_option(word: &[u8], index: usize) -> Option<TtlAt> {
     Some(TtlAt { index, unit, absolute })
 }
 
-/// `SET key value [NX | XX] [GET] [EX n | PX n | EXAT t | PXAT t | KEEPTTL]`
-pub(super) fn set(args: Args<'_, '_>, effects: &mut Effects) -> Result<(), ArgumentFault> {
-    let (mut condition, mut keep_ttl, mut get) = (false, false, false);
-    let mut index = 2;
-    while index < args.len() {
-        let word = Word::at(args, index);
-        match word.as_bytes() {
-            b"NX" | b"XX" if condition => return Err(invalid(index, "SET takes one of NX and XX, once")),
-            b"NX" | b"XX" => condition = true,
-            b"GET" => get = true,
-            b"KEEPTTL" if effects.ttl.is_none() && !keep_ttl => keep_ttl = true,
-            name => {
-                let ttl = ttl_option(name, index + 1);
-                match ttl {
-                    None if name == b"KEEPTTL" => return Err(invalid(index, "SET takes one TTL option")),
-                    None => return Err(invalid(index, "this is not an option of SET")),
-                    Some(_) if keep_ttl || effects.ttl.is_some() => {
-                        return Err(invalid(index, "SET takes one TTL option"));
-                    }
-                    Some(_) if index + 1 >= args.len() => {
-                        return Err(invalid(index, "this option needs a number behind it"));
-                    }
-                    Some(_) => effects.ttl = ttl,
+/// On what a write depends.
+#[derive(Clone, Copy)]
+enum Condition {
+    /// That there is nothing.
+    Missing,
+    /// That there is something, or what.
+    There,
+}
+
+/// What may stand behind the keys and values of SET and MSETEX.
+#[derive(Default)]
+struct WriteOptions {
+    condition: Option<Condition>,
+    ttl: Option<TtlAt>,
+    keep_ttl: bool,
+    get: bool,
+}
+
+impl WriteOptions {
+    fn read(args: Args<'_, '_>, from: usize, of_set: bool) -> Result<Self, ArgumentFault> {
+        let mut options = Self::default();
+        let mut index = from;
+        while index < args.len() {
+            match Word::at(args, index).as_bytes() {
+                b"NX" => options.set_condition(Condition::Missing, index)?,
+                b"XX" => options.set_condition(Condition::There, index)?,
+                b"IFEQ" if of_set => {
+                    options.set_condition(Condition::There, index)?;
+                    index = behind(args, index, "this option needs a value behind it")?;
                 }
-                index += 1;
+                b"GET" if of_set => options.get = true,
+                b"KEEPTTL" => {
+                    options.check_one_ttl(index)?;
+                    options.keep_ttl = true;
+                }
+                name => {
+                    let Some(ttl) = ttl_option(name, index + 1) else {
+                        return Err(invalid(index, "this is not an option of this command"));
+                    };
+                    options.check_one_ttl(index)?;
+                    options.ttl = Some(ttl);
+                    index = behind(args, index, "this option needs a number behind it")?;
+                }
             }
+            index += 1;
         }
-        index += 1;
+        Ok(options)
     }
-    effects.class = match (keep_ttl, condition) {
-        (true, _) => Class::Relative,
-        (false, true) => Class::Conditional,
-        (false, false) => Class::Idempotent,
-    };
-    // GET makes SET fail on a key that is not a string.
-    if condition || keep_ttl || get {
-        effects.overwrite = Overwrite::None;
+
+    fn set_condition(&mut self, condition: Condition, index: usize) -> Result<(), ArgumentFault> {
+        match self.condition.replace(condition) {
+            Some(_) => Err(invalid(index, "one condition may be given, once")),
+            None => Ok(()),
+        }
     }
+
+    fn check_one_ttl(&self, index: usize) -> Result<(), ArgumentFault> {
+        if self.keep_ttl || self.ttl.is_some() {
+            return Err(invalid(index, "one TTL option may be given"));
+        }
+        Ok(())
+    }
+
+    /// The row says what a plain write does.
+    fn apply(self, effects: &mut Effects) {
+        let Self { condition, ttl, keep_ttl, get } = self;
+        effects.class = match (keep_ttl, condition) {
+            (true, _) => Class::Relative,
+            (false, Some(_)) => Class::Conditional,
+            (false, None) => Class::Idempotent,
+        };
+        effects.ttl_effect = match (ttl, condition) {
+            (Some(ttl), Some(Condition::There)) => TtlEffect::SetsIf(ttl),
+            (Some(ttl), _) => TtlEffect::Sets(ttl),
+            (None, Some(Condition::Missing)) => TtlEffect::None,
+            (None, _) if keep_ttl => TtlEffect::None,
+            (None, _) => TtlEffect::Clears,
+        };
+        // GET makes SET fail on a key that is not a string.
+        if condition.is_some() || keep_ttl || get {
+            effects.overwrite = Overwrite::None;
+        }
+    }
+}
+
+/// The index of the argument behind an option, which must be there.
+fn behind(args: Args<'_, '_>, index: usize, detail: &'static str) -> Result<usize, ArgumentFault> {
+    if index + 1 < args.len() { Ok(index + 1) } else { Err(invalid(index, detail)) }
+}
+
+/// `SET key value [NX | XX | IFEQ value] [GET] [EX n | PX n | EXAT t | PXAT t | KEEPTTL]`
+pub(super) fn set(args: Args<'_, '_>, effects: &mut Effects) -> Result<(), ArgumentFault> {
+    WriteOptions::read(args, 2, true)?.apply(effects);
+    Ok(())
+}
+
+/// `MSETEX numkeys key value ... [NX | XX] [EX n | PX n | EXAT t | PXAT t | KEEPTTL]`
+pub(super) fn msetex(args: Args<'_, '_>, effects: &mut Effects) -> Result<(), ArgumentFault> {
+    WriteOptions::read(args, 1 + 2 * effects.keys.len(), false)?.apply(effects);
     Ok(())
 }
 
@@ -91,14 +155,13 @@ pub(super) fn getex(args: Args<'_, '_>, effects: &mut Effects) -> Result<(), Arg
     };
     let word = Word::at(args, index);
     let taken = if word.as_bytes() == b"PERSIST" {
+        effects.ttl_effect = TtlEffect::Clears;
         1
     } else {
-        effects.ttl = ttl_option(word.as_bytes(), index + 1);
-        match effects.ttl {
+        match ttl_option(word.as_bytes(), index + 1) {
             None => return Err(invalid(index, "this is not an option of GETEX")),
             Some(_) if args.len() == 2 => return Err(invalid(index, "this option needs a number behind it")),
-            Some(ttl) if !ttl.absolute => effects.class = Class::Relative,
-            Some(_) => {}
+            Some(ttl) => effects.ttl_effect = TtlEffect::Sets(ttl),
         }
         2
     };
@@ -112,9 +175,15 @@ pub(super) fn getex(args: Args<'_, '_>, effects: &mut Effects) -> Result<(), Arg
 pub(super) fn expire(args: Args<'_, '_>, effects: &mut Effects) -> Result<(), ArgumentFault> {
     for index in 2..args.len() {
         match Word::at(args, index).as_bytes() {
-            b"NX" | b"XX" | b"GT" | b"LT" => effects.class = effects.class.max(Class::Conditional),
+            b"NX" | b"LT" => {}
+            b"XX" | b"GT" => {
+                if let TtlEffect::Sets(ttl) = effects.ttl_effect {
+                    effects.ttl_effect = TtlEffect::SetsIf(ttl);
+                }
+            }
             _ => return Err(invalid(index, "this is not an option of the EXPIRE commands")),
         }
+        effects.class = Class::Conditional;
     }
     Ok(())
 }
@@ -211,7 +280,7 @@ pub(super) fn restore(args: Args<'_, '_>, effects: &mut Effects) -> Result<(), A
         index += 1;
     }
     if args[1].as_ref() != b"0" {
-        effects.ttl = Some(TtlAt { index: 1, unit: TtlUnit::Millis, absolute });
+        effects.ttl_effect = TtlEffect::Sets(TtlAt { index: 1, unit: TtlUnit::Millis, absolute });
     }
     Ok(())
 }

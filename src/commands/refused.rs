@@ -3,7 +3,7 @@
 /// The reason for which a command is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NotAccepted {
-    /// Not a command of Redis 7.0.
+    /// Not a command of Redis 7.0, nor one of the newer ones that are known.
     Unknown,
     /// It only reads.
     ReadOnly,
@@ -53,7 +53,7 @@ impl NotAccepted {
     /// A sentence for the person who sent the command.
     pub fn detail(self) -> &'static str {
         match self {
-            Self::Unknown => "this is not a command of Redis 7.0; newer ones and those of modules are not accepted",
+            Self::Unknown => "this is not a command of Redis 7.0; of newer ones few are accepted, and none of modules",
             Self::ReadOnly => "this command only reads: a delayed read has no reader",
             Self::Blocking => "this command may block the connection it runs on; use the form that does not wait",
             Self::Admin => "this command administers the server or moves its data; it is never run on a task's behalf",

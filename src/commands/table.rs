@@ -4,10 +4,10 @@ use super::{
     Class::{self, Conditional, Idempotent, Move, Relative},
     CommandSpec,
     Overwrite::{self, Field, Member, ScoredMember, Whole},
-    TtlAt, TtlUnit,
+    TtlAt, TtlEffect, TtlUnit,
     keys::KeyRule::{
-        self, All, Counted, DestThenCounted, DestThenRest, DestThenSource, First, FirstRead, FirstTwo, Pairs, Second,
-        SourceThenDest,
+        self, All, Counted, CountedPairs, DestThenCounted, DestThenRest, DestThenSource, First, FirstRead, FirstTwo,
+        Pairs, Second, SourceThenDest,
     },
     options::{self, Check},
 };
@@ -15,7 +15,7 @@ use super::{
 /// Bytes of the longest name, of accepted and of refused commands.
 pub(super) const LONGEST_NAME: usize = 20;
 
-const ROWS: usize = 85;
+const ROWS: usize = 95;
 
 const NOTHING: Overwrite = Overwrite::None;
 
@@ -25,25 +25,34 @@ const NOTHING: Overwrite = Overwrite::None;
 pub(super) static ACCEPTED: [CommandSpec; ROWS] = [
     row("APPEND", 3, First, Relative, NOTHING),
     row("BITFIELD", -2, First, Idempotent, NOTHING).with(options::bitfield),
-    row("BITOP", -4, DestThenRest { dest: 1 }, Relative, NOTHING),
+    row("BITOP", -4, DestThenRest { dest: 1 }, Relative, NOTHING).clears_ttl(),
     row("COPY", -3, SourceThenDest, Relative, NOTHING),
     row("DECR", 2, First, Relative, NOTHING),
     row("DECRBY", 3, First, Relative, NOTHING),
     row("DEL", -2, All, Idempotent, Whole),
-    row("EXPIRE", -3, First, Relative, NOTHING).expires_in(1, TtlUnit::Seconds).with(options::expire),
+    row("DELIFEQ", 3, First, Conditional, NOTHING),
+    row("EXPIRE", -3, First, Idempotent, NOTHING).expires_in(1, TtlUnit::Seconds).with(options::expire),
     row("EXPIREAT", -3, First, Idempotent, NOTHING).expires_at(1, TtlUnit::Seconds).with(options::expire),
     row("GEOADD", -5, First, Idempotent, NOTHING).with(options::geoadd),
-    row("GEORADIUS", -6, FirstRead, Relative, NOTHING).with(options::georadius),
-    row("GEORADIUSBYMEMBER", -5, FirstRead, Relative, NOTHING).with(options::georadius_by_member),
-    row("GEOSEARCHSTORE", -8, DestThenSource, Relative, NOTHING),
-    row("GETDEL", 2, First, Relative, NOTHING),
+    row("GEORADIUS", -6, FirstRead, Relative, NOTHING).clears_ttl().with(options::georadius),
+    row("GEORADIUSBYMEMBER", -5, FirstRead, Relative, NOTHING).clears_ttl().with(options::georadius_by_member),
+    row("GEOSEARCHSTORE", -8, DestThenSource, Relative, NOTHING).clears_ttl(),
+    row("GETDEL", 2, First, Relative, NOTHING).clears_ttl(),
     row("GETEX", -2, First, Idempotent, NOTHING).with(options::getex),
-    row("GETSET", 3, First, Idempotent, NOTHING),
+    row("GETSET", 3, First, Idempotent, NOTHING).clears_ttl(),
     row("HDEL", -3, First, Idempotent, Field),
+    row("HEXPIRE", -6, First, Idempotent, NOTHING).fields_expire_in(1, TtlUnit::Seconds).with(options::hexpire),
+    row("HEXPIREAT", -6, First, Idempotent, NOTHING).fields_expire_at(1, TtlUnit::Seconds).with(options::hexpire),
+    row("HGETDEL", -5, First, Idempotent, NOTHING).with(options::hash_fields),
+    row("HGETEX", -5, First, Idempotent, NOTHING).with(options::hgetex),
     row("HINCRBY", 4, First, Relative, NOTHING),
     row("HINCRBYFLOAT", 4, First, Relative, NOTHING),
     row("HMSET", -4, First, Idempotent, Field).with(options::field_pairs),
+    row("HPERSIST", -5, First, Idempotent, NOTHING).with(options::hash_fields),
+    row("HPEXPIRE", -6, First, Idempotent, NOTHING).fields_expire_in(1, TtlUnit::Millis).with(options::hexpire),
+    row("HPEXPIREAT", -6, First, Idempotent, NOTHING).fields_expire_at(1, TtlUnit::Millis).with(options::hexpire),
     row("HSET", -4, First, Idempotent, Field).with(options::field_pairs),
+    row("HSETEX", -6, First, Idempotent, NOTHING).with(options::hsetex),
     row("HSETNX", 4, First, Conditional, NOTHING),
     row("INCR", 2, First, Relative, NOTHING),
     row("INCRBY", 3, First, Relative, NOTHING),
@@ -59,9 +68,10 @@ pub(super) static ACCEPTED: [CommandSpec; ROWS] = [
     row("LTRIM", 4, First, Relative, NOTHING),
     row("MOVE", 3, First, Move, NOTHING),
     row("MSET", -3, Pairs, Idempotent, Whole),
+    row("MSETEX", -4, CountedPairs, Idempotent, Whole).with(options::msetex),
     row("MSETNX", -3, Pairs, Conditional, NOTHING),
-    row("PERSIST", 2, First, Idempotent, NOTHING),
-    row("PEXPIRE", -3, First, Relative, NOTHING).expires_in(1, TtlUnit::Millis).with(options::expire),
+    row("PERSIST", 2, First, Idempotent, NOTHING).clears_ttl(),
+    row("PEXPIRE", -3, First, Idempotent, NOTHING).expires_in(1, TtlUnit::Millis).with(options::expire),
     row("PEXPIREAT", -3, First, Idempotent, NOTHING).expires_at(1, TtlUnit::Millis).with(options::expire),
     row("PFADD", -2, First, Idempotent, NOTHING),
     row("PFMERGE", -2, DestThenRest { dest: 0 }, Relative, NOTHING),
@@ -74,18 +84,18 @@ pub(super) static ACCEPTED: [CommandSpec; ROWS] = [
     row("RPUSH", -3, First, Relative, NOTHING),
     row("RPUSHX", -3, First, Relative, NOTHING),
     row("SADD", -3, First, Idempotent, Member),
-    row("SDIFFSTORE", -3, DestThenRest { dest: 0 }, Relative, NOTHING),
+    row("SDIFFSTORE", -3, DestThenRest { dest: 0 }, Relative, NOTHING).clears_ttl(),
     row("SET", -3, First, Idempotent, Whole).with(options::set),
     row("SETBIT", 4, First, Idempotent, NOTHING),
     row("SETEX", 4, First, Idempotent, Whole).expires_in(1, TtlUnit::Seconds),
     row("SETNX", 3, First, Conditional, NOTHING),
     row("SETRANGE", 4, First, Idempotent, NOTHING),
-    row("SINTERSTORE", -3, DestThenRest { dest: 0 }, Relative, NOTHING),
+    row("SINTERSTORE", -3, DestThenRest { dest: 0 }, Relative, NOTHING).clears_ttl(),
     row("SMOVE", 4, FirstTwo, Move, NOTHING),
-    row("SORT", -2, FirstRead, Relative, NOTHING).with(options::sort),
+    row("SORT", -2, FirstRead, Relative, NOTHING).clears_ttl().with(options::sort),
     row("SPOP", -2, First, Relative, NOTHING),
     row("SREM", -3, First, Idempotent, Member),
-    row("SUNIONSTORE", -3, DestThenRest { dest: 0 }, Relative, NOTHING),
+    row("SUNIONSTORE", -3, DestThenRest { dest: 0 }, Relative, NOTHING).clears_ttl(),
     row("UNLINK", -2, All, Idempotent, Whole),
     row("XACK", -4, First, Idempotent, NOTHING),
     row("XADD", -5, First, Relative, NOTHING),
@@ -96,32 +106,48 @@ pub(super) static ACCEPTED: [CommandSpec; ROWS] = [
     row("XSETID", -3, First, Idempotent, NOTHING),
     row("XTRIM", -4, First, Relative, NOTHING).with(options::xtrim),
     row("ZADD", -4, First, Idempotent, ScoredMember).with(options::zadd),
-    row("ZDIFFSTORE", -4, DestThenCounted, Relative, NOTHING),
+    row("ZDIFFSTORE", -4, DestThenCounted, Relative, NOTHING).clears_ttl(),
     row("ZINCRBY", 4, First, Relative, NOTHING),
-    row("ZINTERSTORE", -4, DestThenCounted, Relative, NOTHING),
+    row("ZINTERSTORE", -4, DestThenCounted, Relative, NOTHING).clears_ttl(),
     row("ZMPOP", -4, Counted, Relative, NOTHING),
     row("ZPOPMAX", -2, First, Relative, NOTHING),
     row("ZPOPMIN", -2, First, Relative, NOTHING),
-    row("ZRANGESTORE", -5, DestThenSource, Relative, NOTHING),
+    row("ZRANGESTORE", -5, DestThenSource, Relative, NOTHING).clears_ttl(),
     row("ZREM", -3, First, Idempotent, ScoredMember),
     row("ZREMRANGEBYLEX", 4, First, Idempotent, NOTHING),
     row("ZREMRANGEBYRANK", 4, First, Relative, NOTHING),
     row("ZREMRANGEBYSCORE", 4, First, Idempotent, NOTHING),
-    row("ZUNIONSTORE", -4, DestThenCounted, Relative, NOTHING),
+    row("ZUNIONSTORE", -4, DestThenCounted, Relative, NOTHING).clears_ttl(),
 ];
 
 const fn row(name: &'static str, arity: i8, keys: KeyRule, class: Class, overwrite: Overwrite) -> CommandSpec {
-    CommandSpec { name, arity, keys, class, overwrite, ttl: None, options: None }
+    CommandSpec { name, arity, keys, class, overwrite, ttl_effect: TtlEffect::None, options: None }
 }
 
 impl CommandSpec {
     const fn expires_in(mut self, index: usize, unit: TtlUnit) -> Self {
-        self.ttl = Some(TtlAt { index, unit, absolute: false });
+        self.ttl_effect = TtlEffect::Sets(TtlAt { index, unit, absolute: false });
         self
     }
 
     const fn expires_at(mut self, index: usize, unit: TtlUnit) -> Self {
-        self.ttl = Some(TtlAt { index, unit, absolute: true });
+        self.ttl_effect = TtlEffect::Sets(TtlAt { index, unit, absolute: true });
+        self
+    }
+
+    const fn fields_expire_in(mut self, index: usize, unit: TtlUnit) -> Self {
+        self.ttl_effect = TtlEffect::Fields(TtlAt { index, unit, absolute: false });
+        self
+    }
+
+    const fn fields_expire_at(mut self, index: usize, unit: TtlUnit) -> Self {
+        self.ttl_effect = TtlEffect::Fields(TtlAt { index, unit, absolute: true });
+        self
+    }
+
+    /// The written key, if there is one afterwards, has no TTL.
+    const fn clears_ttl(mut self) -> Self {
+        self.ttl_effect = TtlEffect::Clears;
         self
     }
 

@@ -7,6 +7,7 @@ use super::*;
 mod conformance;
 mod generate;
 mod server;
+mod ttl;
 
 fn args<'a>(text: &'a str) -> Vec<Cow<'a, [u8]>> {
     text.split_whitespace().map(|arg| Cow::Borrowed(arg.as_bytes())).collect()
@@ -28,7 +29,7 @@ fn table_is_sorted_and_no_name_is_longer_than_the_buffer() {
 #[test]
 fn names_are_found_in_any_case_and_nothing_else_is() {
     assert_eq!(lookup(b"SeTeX").expect("accepted").name, "SETEX");
-    for name in ["", "SET ", "SET\r\n", "SET\0", "SETT", "S", "JSON.SET", "HPEXPIRE", &"SET".repeat(20)] {
+    for name in ["", "SET ", "SET\r\n", "SET\0", "SETT", "S", "JSON.SET", "VADD", &"SET".repeat(20)] {
         assert_eq!(lookup(name.as_bytes()).err(), Some(NotAccepted::Unknown), "{name:?}");
     }
     assert_eq!(lookup(b"get").err(), Some(NotAccepted::ReadOnly));
@@ -59,11 +60,11 @@ fn class_depends_on_arguments() {
     check("SET k v XX keepttl", Class::Relative);
     check("SETNX k v", Class::Conditional);
     check("GETEX k", Class::Idempotent);
-    check("GETEX k EX 10", Class::Relative);
+    check("GETEX k EX 10", Class::Idempotent);
     check("GETEX k PXAT 10", Class::Idempotent);
     check("GETEX k PERSIST", Class::Idempotent);
-    check("EXPIRE k 10", Class::Relative);
-    check("PEXPIRE k 10 NX", Class::Relative);
+    check("EXPIRE k 10", Class::Idempotent);
+    check("PEXPIRE k 10 NX", Class::Conditional);
     check("EXPIREAT k 10", Class::Idempotent);
     check("PEXPIREAT k 10 GT", Class::Conditional);
     check("ZADD k 1 m", Class::Idempotent);
@@ -86,10 +87,25 @@ fn class_depends_on_arguments() {
     check("XGROUP SETID k g $", Class::Relative);
     check("RESTORE k 0 v", Class::Relative);
     check("RESTORE k 0 v REPLACE ABSTTL", Class::Idempotent);
+    check("RESTORE k 10 v REPLACE", Class::Idempotent);
     check("SORT k STORE d", Class::Relative);
     check("COPY a b REPLACE", Class::Relative);
     check("RENAME a b", Class::Move);
     check("SMOVE a b m", Class::Move);
+    check("SET k v IFEQ w", Class::Conditional);
+    check("SET k v IFEQ KEEPTTL", Class::Conditional);
+    check("DELIFEQ k v", Class::Conditional);
+    check("MSETEX 1 k v EX 10", Class::Idempotent);
+    check("MSETEX 2 k v l w NX", Class::Conditional);
+    check("MSETEX 1 k v KEEPTTL", Class::Relative);
+    check("HEXPIRE h 10 FIELDS 1 f", Class::Idempotent);
+    check("HPEXPIREAT h 10 gt FIELDS 2 f g", Class::Conditional);
+    check("HPERSIST h FIELDS 1 f", Class::Idempotent);
+    check("HGETDEL h FIELDS 1 f", Class::Idempotent);
+    check("HGETEX h EX 10 FIELDS 1 f", Class::Idempotent);
+    check("HSETEX h PX 10 FIELDS 1 f v", Class::Idempotent);
+    check("HSETEX h FNX EX 10 FIELDS 1 f v", Class::Conditional);
+    check("HSETEX h KEEPTTL FIELDS 1 f v", Class::Relative);
 }
 
 #[test]
@@ -113,11 +129,16 @@ fn overwrite_depends_on_arguments() {
     check("ZADD k CH 1 m", Overwrite::ScoredMember);
     check("ZADD k GT 1 m", Overwrite::None);
     check("ZADD k INCR 1 m", Overwrite::None);
+    check("SET k v IFEQ w", Overwrite::None);
+    check("MSETEX 2 a 1 b 2 EX 10", Overwrite::Whole);
+    check("MSETEX 1 a 1 XX", Overwrite::None);
+    check("MSETEX 1 a 1 KEEPTTL", Overwrite::None);
+    check("HSETEX h FIELDS 1 f v", Overwrite::None);
 }
 
 #[test]
 fn ttl_argument_is_found() {
-    let check = |line: &str, ttl| assert_eq!(effects(line).expect(line).ttl, ttl, "{line}");
+    let check = |line: &str, ttl| assert_eq!(effects(line).expect(line).ttl_effect.at(), ttl, "{line}");
     let at = |index, unit, absolute| Some(TtlAt { index, unit, absolute });
     check("SET k v", None);
     check("SET k v NX EX 10", at(4, TtlUnit::Seconds, false));
@@ -129,6 +150,59 @@ fn ttl_argument_is_found() {
     check("PEXPIREAT k 10", at(1, TtlUnit::Millis, true));
     check("RESTORE k 0 v", None);
     check("RESTORE k 10 v ABSTTL", at(1, TtlUnit::Millis, true));
+    check("SET k v IFEQ EX EX 10", at(5, TtlUnit::Seconds, false));
+    check("MSETEX 2 a EX b PX NX PX 10", at(7, TtlUnit::Millis, false));
+    check("HEXPIRE h 10 NX FIELDS 1 f", at(1, TtlUnit::Seconds, false));
+    check("HPEXPIREAT h 10 FIELDS 1 f", at(1, TtlUnit::Millis, true));
+    check("HGETEX h PXAT 10 FIELDS 1 EX", at(2, TtlUnit::Millis, true));
+    check("HGETEX h FIELDS 2 EX 10", None);
+    check("HSETEX h FXX EX 10 FIELDS 1 f v", at(3, TtlUnit::Seconds, false));
+    check("HSETEX h FIELDS 1 EX 10", None);
+}
+
+#[test]
+fn effect_on_the_ttl_depends_on_arguments() {
+    let check = |line: &str, kind: &str| {
+        let found = match effects(line).expect(line).ttl_effect {
+            TtlEffect::None => "none",
+            TtlEffect::Sets(_) => "sets",
+            TtlEffect::SetsIf(_) => "sets if",
+            TtlEffect::Clears => "clears",
+            TtlEffect::Fields(_) => "fields",
+        };
+        assert_eq!(found, kind, "{line}");
+    };
+    check("SET k v", "clears");
+    check("SET k v NX", "none");
+    check("SET k v XX", "clears");
+    check("SET k v GET", "clears");
+    check("SET k v KEEPTTL XX", "none");
+    check("SET k v EX 10", "sets");
+    check("SET k v NX PX 10", "sets");
+    check("SET k v EXAT 10 XX", "sets if");
+    check("SETEX k 10 v", "sets");
+    check("EXPIRE k 10", "sets");
+    check("EXPIREAT k 10 NX", "sets");
+    check("PEXPIRE k 10 LT", "sets");
+    check("PEXPIREAT k 10 GT", "sets if");
+    check("EXPIRE k 10 XX LT", "sets if");
+    check("PERSIST k", "clears");
+    check("GETEX k PERSIST", "clears");
+    check("GETEX k", "none");
+    check("GETEX k EX 10", "sets");
+    check("GETSET k v", "clears");
+    check("RESTORE k 10 v", "sets");
+    check("RESTORE k 0 v", "none");
+    check("INCR k", "none");
+    check("SET k v IFEQ w", "clears");
+    check("SET k v IFEQ w EX 10", "sets if");
+    check("MSETEX 1 k v", "clears");
+    check("MSETEX 1 k v EX 10", "sets");
+    check("MSETEX 1 k v XX PXAT 10", "sets if");
+    check("HEXPIRE h 10 FIELDS 1 f", "fields");
+    check("HGETEX h EX 10 FIELDS 1 f", "fields");
+    check("HGETEX h PERSIST FIELDS 1 f", "none");
+    check("HPERSIST h FIELDS 1 f", "none");
 }
 
 #[test]
@@ -169,6 +243,24 @@ fn faults_name_the_argument() {
     check("GEORADIUS k 1 2 3 m WITHDIST STORE d", 5);
     check("GEORADIUS k 1 2 3 m STORE a STOREDIST b", 7);
     check("RESTORE k 0 v FREQ", 3);
+    check("SET k v IFEQ", 2);
+    check("SET k v IFEQ w NX", 4);
+    check("MSETEX 2 a 1 b", 0);
+    check("MSETEX 1 a 1 b 2", 3);
+    check("MSETEX 1 a 1 GET", 3);
+    check("MSETEX 9223372036854775808 a 1", 0);
+    check("HEXPIRE h 10 FOO FIELDS 1 f", 2);
+    check("HEXPIRE h 10 FIELDS 2 f", 3);
+    check("HEXPIRE h 10 FIELDS 1 f g", 3);
+    check("HEXPIRE h 10 NX FIELDS 0 f", 4);
+    check("HEXPIRE h 10 NX GT FIELDS 1 f", 3);
+    check("HGETEX h EX 10 PX 10", 3);
+    check("HGETEX h FIELDS 1 f EX 10", 2);
+    check("HSETEX h FIELDS 1 f v EX 10", 2);
+    check("HSETEX h FNX FXX FIELDS 1 f v", 2);
+    check("HSETEX h EX 10 KEEPTTL FIELDS 1 f v", 3);
+    check("HSETEX h EX 10 FNX f v", 4);
+    check("HGETDEL h f FIELDS 1", 1);
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
+use toml::de::DeValue;
+
 use super::{Listen, Lua, secret::RedisUrl};
 use crate::telemetry;
 
@@ -62,6 +64,19 @@ impl fmt::Display for Raw {
             Self::One(text) => f.write_str(text),
             Self::Many(items) => f.write_str(&items.join(",")),
         }
+    }
+}
+
+/// A value of the file as it would be written elsewhere.
+pub fn scalar(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) => text.to_string(),
+        DeValue::Integer(number) => number.to_string(),
+        DeValue::Float(number) => number.to_string(),
+        DeValue::Boolean(flag) => flag.to_string(),
+        DeValue::Datetime(time) => time.to_string(),
+        // No setting takes these: what stands for them is refused by every kind.
+        DeValue::Array(_) | DeValue::Table(_) => String::new(),
     }
 }
 

@@ -14,6 +14,7 @@ const TIB: u64 = 1024 * GIB;
 const MILLISECOND: Duration = Duration::from_millis(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// One setting.
 #[derive(Debug)]
@@ -65,7 +66,8 @@ const fn entry(name: &'static str, kind: Kind, default: &'static str, help: &'st
     Setting { name, kind, default, help }
 }
 
-/// All settings but the URLs of further targets, whose names are the user's: `targets.NAME.url`.
+/// All settings but the URLs of further targets, whose names are the user's: `targets.NAME.url`; and rules, which are
+/// tables of the file.
 #[rustfmt::skip]
 pub const SETTINGS: &[Setting] = &[
     entry("listen", Kind::Listen, "127.0.0.1:7379",
@@ -100,6 +102,10 @@ pub const SETTINGS: &[Setting] = &[
         "The longest wait between two retries."),
     entry("retry.outage_probe_cap", duration(Duration::from_millis(100), HOUR), "5s",
         "The longest time between two probes of a target that is down."),
+    entry("once.marker_ttl", duration(HOUR, YEAR), "24h",
+        "How long Redis remembers that an operation which must run once has run, and an id that it was used."),
+    entry("version.marker_ttl", duration(HOUR, YEAR), "7d",
+        "How long Redis remembers the last version of a key; each write with a newer one begins it anew."),
     entry("journal.max_bytes", size(8 * MIB, 16 * TIB), "1GiB",
         "The most that all journals in `data_dir` take together. When it is full, tasks are refused, none is dropped."),
     entry("journal.min_free_bytes", size(0, 16 * TIB), "256MiB",

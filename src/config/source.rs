@@ -11,8 +11,9 @@ use std::{
 use toml::de::{DeTable, DeValue};
 
 use super::{
-    kind::Raw,
+    kind::{Raw, scalar},
     problem::{Problem, nearest},
+    rule::{GivenRule, read_rules},
     setting::{ENV_PREFIX, SETTINGS},
 };
 use crate::faults;
@@ -56,7 +57,7 @@ impl fmt::Display for Origin {
 /// A value and where it came from.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Given {
-    /// The name of a setting, or `targets.NAME.url`.
+    /// The name of a setting, or `targets.NAME.url`; of a rule `rules[1]`, counted from 1.
     pub name: String,
     pub raw: Raw,
     pub origin: Origin,
@@ -66,6 +67,8 @@ pub struct Given {
 #[derive(Default)]
 pub struct Gathered {
     pub given: Vec<Given>,
+    /// In their order in the file.
+    pub rules: Vec<GivenRule>,
     pub problems: Vec<Problem>,
 }
 
@@ -110,6 +113,10 @@ impl Gathered {
                 if prefix.is_empty() { key.get_ref().to_string() } else { format!("{prefix}.{}", key.get_ref()) };
             let origin = Origin::File { path: path.clone(), line: line_of(text, key.span().start) };
             match value.get_ref() {
+                value if name == "rules" => {
+                    let line = line_of(text, key.span().start);
+                    self.rules = read_rules(path, text, line, value, &mut self.problems);
+                }
                 DeValue::Table(inner) if is_group(&name) => self.read_table(path, text, &name, inner),
                 DeValue::Table(_) => self.unknown(origin, name),
                 value => self.put(name, to_raw(value), origin),
@@ -212,19 +219,7 @@ fn to_raw(value: &DeValue<'_>) -> Raw {
     }
 }
 
-fn scalar(value: &DeValue<'_>) -> String {
-    match value {
-        DeValue::String(text) => text.to_string(),
-        DeValue::Integer(number) => number.to_string(),
-        DeValue::Float(number) => number.to_string(),
-        DeValue::Boolean(flag) => flag.to_string(),
-        DeValue::Datetime(time) => time.to_string(),
-        // No setting takes these: what stands for them is refused by every kind.
-        DeValue::Array(_) | DeValue::Table(_) => String::new(),
-    }
-}
-
-fn line_of(text: &str, offset: usize) -> usize {
+pub fn line_of(text: &str, offset: usize) -> usize {
     1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
 }
 

@@ -1,6 +1,7 @@
 use std::io::Write as _;
 
 use super::*;
+use crate::task::{Lane, Late, LateAction, Pattern};
 
 fn sources(file: &tempfile::NamedTempFile, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Sources {
     Sources {
@@ -145,6 +146,109 @@ fn targets_come_from_every_source() {
     load_err("[targets.\"a b\"]\nurl = \"redis://s:6379\"\n", &[], &[]);
     load_err("[targets.default]\nurl = \"redis://s:6379\"\n", &[], &[]);
     load_err("[targets.a]\nurl = \"redis://s:6379\"\npassword = \"x\"\n", &[], &[]);
+}
+
+#[test]
+fn rules_are_tables_of_the_file() {
+    let text = "\
+[[rules]]
+key = \"cache:*\"
+late = { after = \"30s\", do = \"invalidate\" }
+
+[[rules]]
+source = \"reports\"
+command = \"z*\"
+max_retries = 5
+priority = \"low\"
+";
+    let file = file(text);
+    let loaded = Config::load(&sources(&file, &[], &[])).expect("the configuration is right");
+    let late = Late { after: Duration::from_secs(30), action: LateAction::Invalidate };
+    let pattern = |text: &str| Some(Pattern::new(text));
+    let expected = [
+        DefaultRule { key: pattern("cache:*"), late: Some(late), ..DefaultRule::default() },
+        DefaultRule {
+            source: pattern("reports"),
+            command: pattern("Z*"),
+            max_retries: Some(5),
+            lane: Some(Lane::Low),
+            ..DefaultRule::default()
+        },
+    ];
+    assert_eq!(loaded.config.rules, expected);
+    let shown: Vec<_> = loaded.effective[SETTINGS.len()..]
+        .iter()
+        .map(|given| (given.name.as_str(), given.shown(), given.origin.to_string()))
+        .collect();
+    let path = file.path().display();
+    assert_eq!(
+        shown,
+        [
+            (
+                "rules[1]",
+                r#"{ key = "cache:*", late = { after = "30s", do = "invalidate" } }"#.to_owned(),
+                format!("{path}:1")
+            ),
+            (
+                "rules[2]",
+                r#"{ source = "reports", command = "Z*", max_retries = 5, priority = "low" }"#.to_owned(),
+                format!("{path}:5")
+            ),
+        ]
+    );
+}
+
+#[test]
+fn every_problem_of_a_rule_is_reported() {
+    let text = "\
+[[rules]]
+key = \"\"
+late = { after = \"30\", do = \"explode\", unless = 1 }
+max_retries = 21
+priority = \"urgent\"
+sorce = \"a\"
+
+[[rules]]
+late = { do = \"drop\" }
+
+[[rules]]
+key = \"k\"
+
+[[rules]]
+late = 5
+";
+    let error = load_err(text, &[], &[]);
+    let message = error.to_string();
+    for part in [
+        ":2: `rules[1].key` is \"\"; expected a text, in which `*` stands for anything",
+        ":3: `rules[1].late.after` is \"30\"; expected a duration such as `30s`, at most 36500d",
+        ":3: `rules[1].late.do` is \"explode\"; expected `replay`, `invalidate` or `drop`",
+        ":3: `rules[1].late.unless` is not a field; expected `after` or `do`",
+        ":4: `rules[1].max_retries` is \"21\"; expected a whole number from 0 to 20",
+        ":5: `rules[1].priority` is \"urgent\"; expected `high`, `normal` or `low`",
+        ":6: `rules[1].sorce` is not a field; expected `source`, `key`, ",
+        ":9: `rules[2].late` is incomplete; expected a table such as `{ after = \"30s\", do = \"invalidate\" }`",
+        ":11: `rules[3]` is without effect; expected one of `late`, `max_retries` and `priority` in it",
+        ":15: `rules[4].late` is \"5\"; expected a table such as",
+    ] {
+        assert!(message.contains(part), "no {part:?} in:\n{message}");
+    }
+    assert_eq!(error.problems().len(), 10, "{message}");
+    load_err("rules = 5\n", &[], &[]);
+    load_err("rules = [5]\n", &[], &[]);
+    load_err("[rules]\nkey = \"k\"\n", &[], &[]);
+    load_err("", &[("REDRIVE_RULES", "5")], &[]);
+    assert!(load_ok("rules = []\n", &[], &[]).rules.is_empty());
+}
+
+#[test]
+fn markers_are_kept_for_an_hour_at_least() {
+    let config = load_ok("", &[], &[]);
+    assert_eq!(config.once.marker_ttl, Duration::from_secs(24 * 60 * 60));
+    assert_eq!(config.version.marker_ttl, Duration::from_secs(7 * 24 * 60 * 60));
+    load_ok("", &[("REDRIVE_ONCE_MARKER_TTL", "1h"), ("REDRIVE_VERSION_MARKER_TTL", "60m")], &[]);
+    load_err("", &[("REDRIVE_ONCE_MARKER_TTL", "59m")], &[]);
+    load_err("", &[("REDRIVE_VERSION_MARKER_TTL", "59m")], &[]);
 }
 
 #[test]

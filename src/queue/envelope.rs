@@ -10,13 +10,17 @@
 //! | `accepted_at` | milliseconds since 1970, decimal |
 //! | `identity` | 16 bytes: hash of the id, hash of the operation, little-endian |
 //! | `traceparent` | the request's W3C trace context, where it had one |
+//! | `late` | what a rule of the configuration said: what to do and after how many milliseconds, `invalidate 30000` |
+//! | `max_retries` | what a rule of the configuration said, decimal |
+
+use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::{
     log::{HeadersBuilder, Record},
-    task::{Identity, TaskId},
+    task::{Identity, Late, LateAction, TaskId},
 };
 
 const SCHEMA: &str = "1";
@@ -28,6 +32,10 @@ pub struct Envelope {
     pub accepted_at: Timestamp,
     pub identity: Identity,
     pub traceparent: Option<Box<str>>,
+    /// As a rule of the configuration says; what the task itself says goes before it.
+    pub late: Option<Late>,
+    /// As a rule of the configuration says; what the task itself says goes before it.
+    pub max_retries: Option<u8>,
     /// The client's own bytes.
     pub value: Bytes,
 }
@@ -43,7 +51,8 @@ pub enum EnvelopeError {
 impl Envelope {
     /// For a record whose headers cannot be read: what a dead letter needs.
     pub fn of_unreadable(id: TaskId, accepted_at: Timestamp, value: Bytes) -> Self {
-        Self { id, accepted_at, identity: Identity::from_bytes([0; 16]), traceparent: None, value }
+        let identity = Identity::from_bytes([0; 16]);
+        Self { id, accepted_at, identity, traceparent: None, late: None, max_retries: None, value }
     }
 
     pub fn encode(&self) -> Record {
@@ -56,11 +65,18 @@ impl Envelope {
         if let Some(traceparent) = &self.traceparent {
             headers.push("traceparent", traceparent.as_bytes());
         }
+        if let Some(late) = self.late {
+            headers.push("late", late_to_text(late).as_bytes());
+        }
+        if let Some(max_retries) = self.max_retries {
+            headers.push("max_retries", decimal(i64::from(max_retries), &mut digits));
+        }
         Record { headers: headers.build(), value: self.value.clone() }
     }
 
     pub fn decode(record: &Record) -> Result<Self, EnvelopeError> {
         let (mut schema, mut id, mut accepted_at, mut identity, mut traceparent) = (None, None, None, None, None);
+        let (mut late, mut max_retries) = (None, None);
         for (name, value) in record.headers.iter() {
             match name {
                 "schema" => schema = Some(value),
@@ -68,6 +84,8 @@ impl Envelope {
                 "accepted_at" => accepted_at = parse_milliseconds(value),
                 "identity" => identity = <[u8; 16]>::try_from(value).ok().map(Identity::from_bytes),
                 "traceparent" => traceparent = std::str::from_utf8(value).ok().map(Box::from),
+                "late" => late = Some(late_of_text(value).ok_or(EnvelopeError::Header("late"))?),
+                "max_retries" => max_retries = Some(small(value).ok_or(EnvelopeError::Header("max_retries"))?),
                 _ => {}
             }
         }
@@ -81,6 +99,8 @@ impl Envelope {
             accepted_at: accepted_at.ok_or(EnvelopeError::Header("accepted_at"))?,
             identity: identity.ok_or(EnvelopeError::Header("identity"))?,
             traceparent,
+            late,
+            max_retries,
             value: record.value.clone(),
         })
     }
@@ -105,6 +125,19 @@ fn parse_milliseconds(value: &[u8]) -> Option<Timestamp> {
     Timestamp::from_millisecond(milliseconds).ok()
 }
 
+fn late_to_text(late: Late) -> String {
+    format!("{} {}", late.action.as_str(), late.after.as_millis())
+}
+
+fn late_of_text(value: &[u8]) -> Option<Late> {
+    let (action, after) = std::str::from_utf8(value).ok()?.split_once(' ')?;
+    Some(Late { after: Duration::from_millis(after.parse().ok()?), action: LateAction::from_name(action)? })
+}
+
+fn small(value: &[u8]) -> Option<u8> {
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,6 +148,8 @@ mod tests {
             accepted_at: Timestamp::from_millisecond(1_764_000_000_123).expect("the time is valid"),
             identity: Identity::from_bytes(*b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0"),
             traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
+            late: None,
+            max_retries: None,
             value: Bytes::from_static(br#"{"type":"simple","command":"SET","args":["k","v"]}"#),
         }
     }
@@ -124,6 +159,13 @@ mod tests {
         assert_eq!(Envelope::decode(&envelope().encode()), Ok(envelope()));
         let plain = Envelope { traceparent: None, ..envelope() };
         assert_eq!(Envelope::decode(&plain.encode()), Ok(plain));
+        assert_eq!(Envelope::decode(&ruled().encode()), Ok(ruled()));
+    }
+
+    /// One for which a rule had something to say.
+    fn ruled() -> Envelope {
+        let late = Late { after: Duration::from_secs(30), action: LateAction::Invalidate };
+        Envelope { late: Some(late), max_retries: Some(5), traceparent: None, ..envelope() }
     }
 
     /// These bytes are in journals: a change of the format must go on reading them.
@@ -135,6 +177,9 @@ mod tests {
         golden.extend_from_slice(b"\x08identity\x10\x00\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0");
         golden.extend_from_slice(b"\x0btraceparent\x37\x0000-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
         assert_eq!(envelope().encode().headers.as_bytes(), &golden);
+        golden.truncate(golden.len() - b"\x0btraceparent\x37\x00".len() - 55);
+        golden.extend_from_slice(b"\x04late\x10\x00invalidate 30000\x0bmax_retries\x01\x005");
+        assert_eq!(ruled().encode().headers.as_bytes(), &golden);
     }
 
     #[test]
@@ -142,6 +187,14 @@ mod tests {
         let mut record = envelope().encode();
         record.headers = crate::log::Headers::from_packed(Bytes::from_static(b"\x06schema\x01\x002"));
         assert_eq!(Envelope::decode(&record), Err(EnvelopeError::NewerSchema));
+        for (name, value) in [("late", "explode 30000"), ("late", "drop"), ("late", "drop -1"), ("max_retries", "many")]
+        {
+            let mut headers = HeadersBuilder::with_capacity(128);
+            envelope().encode().headers.iter().for_each(|(name, value)| headers.push(name, value));
+            headers.push(name, value.as_bytes());
+            record.headers = headers.build();
+            assert_eq!(Envelope::decode(&record), Err(EnvelopeError::Header(name)), "{value}");
+        }
         record.headers = crate::log::Headers::default();
         assert_eq!(Envelope::decode(&record), Err(EnvelopeError::Header("schema")));
     }

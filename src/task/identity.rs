@@ -4,21 +4,26 @@
 //!
 //! ```text
 //! identity   = | XXH3-64 of the id, u64 little-endian | XXH3-64 of the operation, u64 little-endian |
-//! operation  = bytes(target) kind payload
+//! operation  = bytes(target) kind payload ttl_args? written_keys? version?
 //! kind       = u8: 0 simple, 1 pipeline `each`, 2 pipeline `atomic`, 3 lua
 //! payload    = simple: command; pipeline: count command*; lua: bytes(source) count bytes(key)* count bytes(arg)*
 //! command    = bytes(name in upper case) count bytes(arg)*
+//! ttl_args   = u8 16, count, for each: index as a count, u8: 0 seconds, 1 milliseconds
+//! written_keys = u8 17, count, for each: index among the keys as a count
+//! version    = u8 18, u64 little-endian
 //! bytes(b)   = count b
 //! count      = u32 little-endian
 //! ```
 //!
-//! Arguments are hashed as decoded, so base64, escapes and numbers make no difference. The context has no part in it.
+//! The last three are there only where they are set. Arguments are hashed as decoded, so base64, escapes and numbers
+//! make no difference. The context, a deadline and what is done when it is late have no part in it.
 
 use std::{borrow::Cow, fmt};
 
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
-use super::{Command, Mode, Operation, TaskId};
+use super::{Command, Mode, Operation, Script, Task, TaskId};
+use crate::commands::TtlUnit;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Identity([u8; 16]);
@@ -54,10 +59,10 @@ impl Identity {
         [u64::from_le_bytes(halves[0]), u64::from_le_bytes(halves[1])]
     }
 
-    pub(super) fn of(id: &TaskId, target: &str, operation: &Operation<'_>) -> Self {
+    pub(super) fn of(id: &TaskId, task: &Task<'_>) -> Self {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&Self::hash_of_id(id).to_le_bytes());
-        bytes[8..].copy_from_slice(&hash(target, operation).to_le_bytes());
+        bytes[8..].copy_from_slice(&hash(task).to_le_bytes());
         Self(bytes)
     }
 }
@@ -68,10 +73,10 @@ impl fmt::Debug for Identity {
     }
 }
 
-fn hash(target: &str, operation: &Operation<'_>) -> u64 {
+fn hash(task: &Task<'_>) -> u64 {
     let mut canonical = Canonical(Xxh3Default::new());
-    canonical.bytes(target.as_bytes());
-    match operation {
+    canonical.bytes(task.target.as_bytes());
+    match &task.operation {
         Operation::Simple(command) => {
             canonical.kind(0);
             canonical.command(command);
@@ -86,10 +91,12 @@ fn hash(target: &str, operation: &Operation<'_>) -> u64 {
         }
         Operation::Lua(script) => {
             canonical.kind(3);
-            canonical.bytes(script.source.as_bytes());
-            canonical.list(&script.keys);
-            canonical.list(&script.args);
+            canonical.script(script);
         }
+    }
+    if let Some(version) = task.version {
+        canonical.kind(18);
+        canonical.0.update(&version.get().to_le_bytes());
     }
     canonical.0.digest()
 }
@@ -119,5 +126,26 @@ impl Canonical {
     fn command(&mut self, command: &Command<'_>) {
         self.bytes(command.spec.name.as_bytes());
         self.list(&command.args);
+    }
+    fn script(&mut self, script: &Script<'_>) {
+        self.bytes(script.source.as_bytes());
+        self.list(&script.keys);
+        self.list(&script.args);
+        if !script.ttl_args.is_empty() {
+            self.kind(16);
+            self.count(script.ttl_args.len());
+            for arg in &script.ttl_args {
+                self.count(arg.index);
+                self.kind(match arg.unit {
+                    TtlUnit::Seconds => 0,
+                    TtlUnit::Millis => 1,
+                });
+            }
+        }
+        if let Some(written) = &script.written {
+            self.kind(17);
+            self.count(written.len());
+            written.iter().for_each(|index| self.count(*index));
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use hashbrown::HashMap;
 
-use crate::commands::{ArgumentFault, Class, CommandSpec, Effects, Overwrite, TtlAt};
+use crate::commands::{self, ArgumentFault, Class, CommandSpec, Effects, Overwrite, TtlAt, TtlEffect, TtlUnit};
 
 /// Up to this many keys, comparing all is cheaper than hashing.
 const FEW_KEYS: usize = 16;
@@ -44,6 +44,18 @@ pub struct Script<'a> {
     /// None: it may touch anything.
     pub keys: Vec<Cow<'a, [u8]>>,
     pub args: Vec<Cow<'a, [u8]>>,
+    /// Which arguments are times to live, counted from when the service tried.
+    pub ttl_args: Vec<TtlArg>,
+    /// The indexes of the keys that it writes, ascending. None: it may write all of them.
+    pub written: Option<Vec<usize>>,
+}
+
+/// An argument of a script that is a time to live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TtlArg {
+    /// Its index in the arguments, from 0.
+    pub index: usize,
+    pub unit: TtlUnit,
 }
 
 /// What is executed and judged as one.
@@ -85,8 +97,22 @@ impl<'a> Command<'a> {
         self.effects.overwrite
     }
 
+    /// The argument that says when what it writes expires.
     pub fn ttl(&self) -> Option<TtlAt> {
-        self.effects.ttl
+        self.effects.ttl_effect.at()
+    }
+
+    pub fn ttl_effect(&self) -> TtlEffect {
+        self.effects.ttl_effect
+    }
+
+    /// What this command leaves of what was there when it runs again after later ones: as [`Self::overwrite`], but with
+    /// a TTL a whole overwrite is none, as it ends by itself.
+    pub fn replay_kind(&self) -> Overwrite {
+        match (self.overwrite(), self.ttl()) {
+            (Overwrite::Whole, Some(_)) => Overwrite::None,
+            (overwrite, _) => overwrite,
+        }
     }
 
     /// The keys in the order of the arguments; one that is named twice comes twice.
@@ -103,14 +129,49 @@ impl<'a> Command<'a> {
     }
 }
 
+impl TtlArg {
+    /// The number that an argument says, if it can be a time to live.
+    pub(super) fn amount(arg: &[u8]) -> Option<i64> {
+        commands::integer(arg).filter(|amount| *amount > 0)
+    }
+
+    /// When it ends, in milliseconds since 1970, if it was meant at `base_ms`. None: never, as far as can be told.
+    fn end_ms(self, args: &[Cow<'_, [u8]>], base_ms: i64) -> Option<i64> {
+        self.unit.after(Self::amount(&args[self.index])?, base_ms)
+    }
+}
+
 impl Script<'_> {
     /// In lower-case hex, as Redis names scripts. Computed on each call.
     pub fn sha1(&self) -> String {
         sha1_smol::Sha1::from(self.source.as_bytes()).digest().to_string()
     }
 
+    /// When the first of its times to live ends, in milliseconds since 1970, if they were meant at `base_ms`.
+    pub fn expires_at_ms(&self, base_ms: i64) -> Option<i64> {
+        self.ttl_args.iter().filter_map(|arg| arg.end_ms(&self.args, base_ms)).min()
+    }
+
+    /// The arguments as they are sent at `now_ms`: each time to live that was meant at `base_ms` is what is left of it,
+    /// rounded up to its unit. None: one of them has ended.
+    pub fn args_at(&self, base_ms: i64, now_ms: i64) -> Option<Vec<Cow<'_, [u8]>>> {
+        let mut args: Vec<_> = self.args.iter().map(|arg| Cow::Borrowed(arg.as_ref())).collect();
+        for arg in &self.ttl_args {
+            let Some(end) = arg.end_ms(&self.args, base_ms) else { continue };
+            let left_ms = u64::try_from(end.saturating_sub(now_ms)).ok().filter(|left| *left > 0)?;
+            let left = match arg.unit {
+                TtlUnit::Seconds => left_ms.div_ceil(1000),
+                TtlUnit::Millis => left_ms,
+            };
+            args[arg.index] = Cow::Owned(left.to_string().into_bytes());
+        }
+        Some(args)
+    }
+
     fn unit(&self) -> Unit<'_> {
-        let keys = self.keys.iter().map(|key| UnitKey { bytes: key, written: true });
+        let is_written = |index| self.written.as_ref().is_none_or(|written| written.binary_search(&index).is_ok());
+        let keys = self.keys.iter().enumerate();
+        let keys = keys.map(|(index, key)| UnitKey { bytes: key, written: is_written(index) });
         Unit { class: Class::Script, keys: UnitKeys::collect(keys) }
     }
 }

@@ -16,6 +16,8 @@ use super::{
 };
 use crate::commands::{self, ArgumentFault, NotAccepted};
 
+mod late;
+
 const MAX_RETRIES: u64 = 20;
 /// How far a service's clock may be ahead of ours.
 const MAX_AHEAD: SignedDuration = SignedDuration::from_mins(5);
@@ -36,7 +38,8 @@ pub(super) fn task<'a>(body: &'a [u8], rules: &Rules, now: Timestamp) -> Result<
         malformed("the body is not UTF-8; send bytes as base64, with `encoding` set to `base64`".into())
     })?;
     let mut errors = Errors::default();
-    let body = wire::read(text, &mut errors).map_err(|error| malformed(why_not_json(&error)))?;
+    let mut body = Body::default();
+    wire::read(text, &mut body, &mut errors).map_err(|error| malformed(why_not_json(&error)))?;
     Check { rules, now, errors }.task(body)
 }
 
@@ -61,18 +64,20 @@ struct Check<'r> {
 
 impl<'r> Check<'r> {
     fn task<'a>(mut self, mut body: Body<'a>) -> Result<Task<'a>, Refusal> {
-        self.refuse_unbuilt(&body);
         let operation = self.operation(&mut body);
         let id = self.id(body.id);
         let target = self.target(body.target);
-        let lane = self.choice("priority", body.priority, &Lane::ALL.map(|lane| (lane.as_str(), lane)));
+        let lane = self.choice("priority", body.priority, Lane::ALL.iter().map(|lane| (lane.as_str(), *lane)));
         let max_retries = self.max_retries(body.max_retries);
         let ordering_key = self.ordering_key(body.ordering_key);
         let idempotent = self.flag("idempotent", body.idempotent).unwrap_or(false);
         let coalesce = self.flag("coalesce", body.coalesce).unwrap_or(true);
         let choices = [("refused", FirstTry::Refused), ("unknown", FirstTry::Unknown)];
-        let first_try = self.choice("first_try", body.first_try, &choices).unwrap_or(FirstTry::Refused);
+        let first_try = self.choice("first_try", body.first_try, choices).unwrap_or(FirstTry::Refused);
         let occurred_at = self.occurred_at(body.occurred_at);
+        let deadline = self.time("deadline", body.deadline);
+        let late = self.late(body.late);
+        let version = self.version(body.version, operation.as_ref());
         let context = Context {
             trace_id: self.bounded("trace_id", body.trace_id, MAX_CONTEXT_BYTES),
             user_uuid: self.bounded("user_uuid", body.user_uuid, MAX_CONTEXT_BYTES),
@@ -99,24 +104,11 @@ impl<'r> Check<'r> {
             coalesce,
             first_try,
             occurred_at,
+            deadline,
+            late,
+            version,
             context,
         })
-    }
-
-    /// Never ignored: a service that sets one of these relies on it.
-    fn refuse_unbuilt(&mut self, body: &Body<'_>) {
-        let unbuilt = [
-            ("/deadline", &body.deadline),
-            ("/late", &body.late),
-            ("/version", &body.version),
-            ("/ttl_args", &body.ttl_args),
-            ("/written_keys", &body.written_keys),
-        ];
-        for (pointer, value) in unbuilt {
-            if is_set(value) {
-                self.errors.add(RefusalKind::NotSupported, pointer, "this field is not supported yet");
-            }
-        }
     }
 
     fn refuse_unknown_outcome(&mut self, operation: &Operation<'_>) {
@@ -139,18 +131,26 @@ impl<'r> Check<'r> {
             self.errors.invalid("/type", "`type` is missing: one of simple, pipeline, lua");
             return None;
         }
-        let kind = self.choice("type", body.kind.take(), &choices)?;
-        let base64 = self.choice("encoding", body.encoding.take(), &[("base64", ())]).is_some();
+        let kind = self.choice("type", body.kind.take(), choices)?;
+        let base64 = self.choice("encoding", body.encoding.take(), [("base64", ())]).is_some();
         match kind {
             Kind::Simple => {
-                self.refuse_foreign(body, "simple", &["commands", "mode", "script", "keys"]);
+                self.refuse_foreign(
+                    body,
+                    "simple",
+                    &["commands", "mode", "script", "keys", "ttl_args", "written_keys"],
+                );
                 let command = BodyCommand { command: body.command.take(), args: body.args.take() };
                 self.command(Place::Body, command, base64).map(Operation::Simple)
             }
             Kind::Pipeline => {
-                self.refuse_foreign(body, "pipeline", &["command", "args", "script", "keys"]);
+                self.refuse_foreign(
+                    body,
+                    "pipeline",
+                    &["command", "args", "script", "keys", "ttl_args", "written_keys"],
+                );
                 let modes = [("each", Mode::Each), ("atomic", Mode::Atomic)];
-                let mode = self.choice("mode", body.mode.take(), &modes).unwrap_or(Mode::Each);
+                let mode = self.choice("mode", body.mode.take(), modes).unwrap_or(Mode::Each);
                 let commands = self.commands(body.commands.take().unwrap_or_default(), base64)?;
                 Some(Operation::Pipeline { mode, commands })
             }
@@ -163,15 +163,18 @@ impl<'r> Check<'r> {
 
     /// Refuses the fields of other types of task.
     fn refuse_foreign(&mut self, body: &Body<'_>, kind: &str, foreign: &[&str]) {
-        let set = [
-            ("command", is_set(&body.command)),
-            ("args", body.args.as_ref().is_some_and(|args| !args.items.is_empty())),
-            ("commands", body.commands.as_ref().is_some_and(|commands| !commands.items.is_empty())),
-            ("mode", is_set(&body.mode)),
-            ("script", is_set(&body.script)),
-            ("keys", body.keys.as_ref().is_some_and(|keys| !keys.items.is_empty())),
-        ];
-        for (field, _) in set.into_iter().filter(|(field, set)| *set && foreign.contains(field)) {
+        let set = |field: &str| match field {
+            "command" => is_set(&body.command),
+            "args" => body.args.as_ref().is_some_and(|args| !args.items.is_empty()),
+            "commands" => body.commands.as_ref().is_some_and(|commands| !commands.items.is_empty()),
+            "mode" => is_set(&body.mode),
+            "script" => is_set(&body.script),
+            "keys" => body.keys.as_ref().is_some_and(|keys| !keys.items.is_empty()),
+            "ttl_args" => body.ttl_args.as_ref().is_some_and(|args| !args.items.is_empty()),
+            "written_keys" => body.written_keys.as_ref().is_some_and(|keys| !keys.items.is_empty()),
+            other => unreachable!("no type of task lacks the field {other}"),
+        };
+        for field in foreign.iter().filter(|field| set(field)) {
             self.errors.invalid(format!("/{field}"), format!("a task of type {kind} has no such field"));
         }
     }
@@ -262,9 +265,6 @@ impl<'r> Check<'r> {
 
     /// Whether all keys, and patterns of keys, begin as the rules want.
     fn check_keys(&mut self, place: Place, command: &Command<'_>) -> bool {
-        if self.rules.config.key_prefixes.is_empty() {
-            return true;
-        }
         let patterns = command.spec.patterns(&command.args);
         let mut allowed = true;
         for index in command.key_indexes().chain(patterns) {
@@ -274,12 +274,11 @@ impl<'r> Check<'r> {
     }
 
     fn check_key(&mut self, place: Place, field: &str, index: usize, key: &[u8]) -> bool {
-        let allowed = self.rules.allows_key(key);
-        if !allowed {
-            let detail = "this key begins with none of the prefixes that are allowed here";
+        let why_not = self.rules.why_not_key(key);
+        if let Some(detail) = why_not {
             self.errors.add(RefusalKind::KeyNotAllowed, place.item(field, index), detail);
         }
-        allowed
+        why_not.is_none()
     }
 
     fn script<'a>(&mut self, body: &mut Body<'a>, base64: bool) -> Option<Script<'a>> {
@@ -291,7 +290,10 @@ impl<'r> Check<'r> {
             return None;
         }
         let source = self.bounded("script", body.script.take(), most_bytes)?;
-        let script = Script { source, keys: keys?, args: args? };
+        let (keys, args) = (keys?, args?);
+        let ttl_args = self.ttl_args(body.ttl_args.take(), &args);
+        let written = self.written_keys(body.written_keys.take(), &keys, base64);
+        let script = Script { source, keys, args, ttl_args, written };
         let most = self.rules.config.max_args;
         if script.keys.len() + script.args.len() > most {
             self.errors.invalid("/args", format!("keys and arguments are at most {most} together"));
@@ -397,16 +399,21 @@ impl<'r> Check<'r> {
     }
 
     fn occurred_at(&mut self, value: Option<Value<'_>>) -> Option<Timestamp> {
-        let text = self.text("occurred_at", value)?;
-        let Some(at) = rfc3339(&text) else {
-            self.errors.invalid("/occurred_at", "this must be a time as in RFC 3339, like 2026-01-31T12:00:00.5Z");
-            return None;
-        };
+        let at = self.time("occurred_at", value)?;
         if at.duration_since(self.now) > MAX_AHEAD {
             self.errors.invalid("/occurred_at", "this is more than 5 minutes in the future");
             return None;
         }
         Some(at)
+    }
+
+    fn time(&mut self, field: &str, value: Option<Value<'_>>) -> Option<Timestamp> {
+        let at = rfc3339(&self.text(field, value)?);
+        if at.is_none() {
+            let detail = "this must be a time as in RFC 3339, like 2026-01-31T12:00:00.5Z";
+            self.errors.invalid(format!("/{field}"), detail);
+        }
+        at
     }
 
     fn text<'a>(&mut self, field: &str, value: Option<Value<'a>>) -> Option<Cow<'a, str>> {
@@ -440,11 +447,16 @@ impl<'r> Check<'r> {
         }
     }
 
-    fn choice<T: Copy>(&mut self, field: &str, value: Option<Value<'_>>, choices: &[(&str, T)]) -> Option<T> {
+    fn choice<T>(
+        &mut self,
+        field: &str,
+        value: Option<Value<'_>>,
+        choices: impl IntoIterator<Item = (&'static str, T)> + Clone,
+    ) -> Option<T> {
         let text = self.text(field, value)?;
-        let chosen = choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice);
+        let chosen = choices.clone().into_iter().find(|(name, _)| *name == text).map(|(_, choice)| choice);
         if chosen.is_none() {
-            let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+            let names: Vec<_> = choices.into_iter().map(|(name, _)| name).collect();
             self.errors.invalid(format!("/{field}"), format!("this must be one of: {}", names.join(", ")));
         }
         chosen

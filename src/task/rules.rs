@@ -1,5 +1,7 @@
 //! What a task is checked against.
 
+use super::{DefaultRule, Defaults, Task};
+
 /// Limits of admission, as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -11,6 +13,8 @@ pub struct Config {
     pub max_commands: usize,
     /// Every key begins with one of these; none: all keys are allowed.
     pub key_prefixes: Vec<String>,
+    /// What Redrive's own keys begin with: no key of a task does.
+    pub own_prefix: String,
     pub lua: LuaPolicy,
 }
 
@@ -21,6 +25,7 @@ impl Default for Config {
             max_arg_bytes: 128 * 1024,
             max_commands: 128,
             key_prefixes: Vec::new(),
+            own_prefix: "redrive:".into(),
             lua: LuaPolicy::On,
         }
     }
@@ -35,24 +40,40 @@ pub enum LuaPolicy {
     Listed(Vec<String>),
 }
 
-/// What a task is checked against: the limits and the targets there are.
+/// What a task is checked against: the limits and the targets there are; and what is said of tasks that leave it open.
 #[derive(Clone, Debug)]
 pub struct Rules {
     pub(super) config: Config,
     targets: Vec<String>,
+    defaults: Vec<DefaultRule>,
 }
 
 impl Rules {
     pub fn new(config: Config, targets: impl IntoIterator<Item = String>) -> Self {
-        Self { config, targets: targets.into_iter().collect() }
+        Self { config, targets: targets.into_iter().collect(), defaults: Vec::new() }
+    }
+
+    pub fn with_defaults(self, defaults: Vec<DefaultRule>) -> Self {
+        Self { defaults, ..self }
+    }
+
+    /// What is said of a task in so far as it does not say it itself.
+    pub fn defaults(&self, task: &Task<'_>) -> Defaults {
+        if self.defaults.is_empty() { Defaults::default() } else { Defaults::of(task, &self.defaults) }
     }
 
     pub(super) fn knows_target(&self, name: &str) -> bool {
         self.targets.iter().any(|target| target == name)
     }
 
-    pub(super) fn allows_key(&self, key: &[u8]) -> bool {
+    /// Why no task may touch this key, if none may.
+    pub(super) fn why_not_key(&self, key: &[u8]) -> Option<&'static str> {
+        let begins_with = |prefix: &String| key.starts_with(prefix.as_bytes());
+        if begins_with(&self.config.own_prefix) {
+            return Some("this key begins like those that redrive keeps for itself");
+        }
         let prefixes = &self.config.key_prefixes;
-        prefixes.is_empty() || prefixes.iter().any(|prefix| key.starts_with(prefix.as_bytes()))
+        let allowed = prefixes.is_empty() || prefixes.iter().any(begins_with);
+        (!allowed).then_some("this key begins with none of the prefixes that are allowed here")
     }
 }

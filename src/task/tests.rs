@@ -1,7 +1,9 @@
 use jiff::Timestamp;
 
 use super::*;
-use crate::commands::Class;
+use crate::commands::{Class, TtlUnit};
+
+mod late;
 
 fn rules() -> Rules {
     Rules::new(Config::default(), [Task::DEFAULT_TARGET.to_owned()])
@@ -114,15 +116,6 @@ fn what_is_wrong_is_named_by_kind_and_place() {
     check(&set(r#","target":"sessions""#), UnknownTarget, &["/target"]);
     check(&set(r#","colour":"red""#), ValidationFailed, &["/colour"]);
     check(&set(r#","id":"a","id":"b""#), ValidationFailed, &["/id"]);
-    for field in [r#""deadline":"2026-11-25T13:00:00Z""#, r#""late":{"do":"drop"}"#, r#""version":"7""#] {
-        let name = field.split('"').nth(1).expect("a name");
-        check(&set(&format!(",{field}")), NotSupported, &[&format!("/{name}")]);
-    }
-    check(
-        r#"{"type":"lua","script":"return 1","ttl_args":[{"index":1,"unit":"ms"}],"written_keys":["k"]}"#,
-        NotSupported,
-        &["/ttl_args", "/written_keys"],
-    );
     let unknown = r#"{"type":"simple","command":"INCR","args":["k"],"first_try":"unknown"}"#;
     check(unknown, OutcomeUnknown, &["/first_try"]);
     parse(&unknown.replace('}', r#","idempotent":true}"#)).expect("harmless by the client's word");
@@ -238,6 +231,26 @@ fn keys_outside_of_the_prefixes_are_refused_wherever_they_stand() {
     let patterns = r#""BY","app:w_*","GET","o_*","STORE","app:d""#;
     check(&format!(r#"{{"type":"simple","command":"SORT","args":["app:k",{patterns}]}}"#), &["/args/4"]);
     check(r#"{"type":"lua","script":"return 1","keys":["app:1","x"]}"#, &["/keys/1"]);
+}
+
+#[test]
+fn own_keys_are_refused_wherever_they_stand() {
+    let config = Config { own_prefix: "own:".into(), ..Config::default() };
+    let rules = Rules::new(config, ["default".to_owned()]);
+    let check = |body: &str, pointers: &[&str]| {
+        let errors = Task::parse(body.as_bytes(), &rules, now()).err().map(|refusal| {
+            assert_eq!(refusal.kind, RefusalKind::KeyNotAllowed, "{body}");
+            refusal.errors.into_iter().map(|error| error.pointer).collect::<Vec<_>>()
+        });
+        assert_eq!(errors.unwrap_or_default(), pointers, "{body}");
+    };
+    check(r#"{"type":"simple","command":"SET","args":["redrive:1","own:1"]}"#, &[]);
+    check(r#"{"type":"simple","command":"SET","args":["own:1","v"]}"#, &["/args/0"]);
+    check(r#"{"type":"simple","command":"SET","args":["b3duOg==","dg=="],"encoding":"base64"}"#, &["/args/0"]);
+    check(r#"{"type":"simple","command":"COPY","args":["own:1","k"]}"#, &["/args/0"]);
+    check(r#"{"type":"simple","command":"SORT","args":["k","GET","own:*","STORE","d"]}"#, &["/args/2"]);
+    check(r#"{"type":"pipeline","commands":[{"command":"DEL","args":["k","own:"]}]}"#, &["/commands/0/args/1"]);
+    check(r#"{"type":"lua","script":"return 1","keys":["k","own:x"]}"#, &["/keys/1"]);
 }
 
 #[test]

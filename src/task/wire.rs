@@ -13,6 +13,10 @@ use serde_json::value::RawValue;
 
 use super::refusal::Errors;
 
+mod nested;
+
+pub(super) use self::nested::{BodyLate, BodyTtlArg, Nested, TtlArgs};
+
 /// Bytes of an unknown field's name that are repeated in a pointer.
 const MAX_NAME: usize = 64;
 
@@ -37,10 +41,10 @@ pub(super) struct Body<'a> {
     pub(super) first_try: Option<Value<'a>>,
     pub(super) occurred_at: Option<Value<'a>>,
     pub(super) deadline: Option<Value<'a>>,
-    pub(super) late: Option<Value<'a>>,
+    pub(super) late: Option<Nested<BodyLate<'a>>>,
     pub(super) version: Option<Value<'a>>,
-    pub(super) ttl_args: Option<Value<'a>>,
-    pub(super) written_keys: Option<Value<'a>>,
+    pub(super) ttl_args: Option<TtlArgs<'a>>,
+    pub(super) written_keys: Option<Strings<'a>>,
     pub(super) trace_id: Option<Value<'a>>,
     pub(super) user_uuid: Option<Value<'a>>,
     pub(super) device_id: Option<Value<'a>>,
@@ -90,6 +94,8 @@ pub(super) struct Strings<'a> {
 pub(super) enum Place {
     Body,
     Command(usize),
+    Late,
+    TtlArg(usize),
 }
 
 impl Place {
@@ -107,6 +113,8 @@ impl fmt::Display for Place {
         match self {
             Self::Body => Ok(()),
             Self::Command(index) => write!(f, "/commands/{index}"),
+            Self::Late => f.write_str("/late"),
+            Self::TtlArg(index) => write!(f, "/ttl_args/{index}"),
         }
     }
 }
@@ -116,12 +124,10 @@ impl fmt::Display for Place {
 /// # Errors
 ///
 /// When it is not a JSON object. All else that is wrong is added to `errors`.
-pub(super) fn read<'a>(text: &'a str, errors: &mut Errors) -> Result<Body<'a>, serde_json::Error> {
+pub(super) fn read<'a>(text: &'a str, body: &mut Body<'a>, errors: &mut Errors) -> Result<(), serde_json::Error> {
     let mut json = serde_json::Deserializer::from_str(text);
-    let mut body = Body::default();
-    (&mut json).deserialize_map(Object { place: Place::Body, errors, fields: &mut body })?;
-    json.end()?;
-    Ok(body)
+    (&mut json).deserialize_map(Object { place: Place::Body, errors, fields: body })?;
+    json.end()
 }
 
 /// Where the value of a field goes.
@@ -129,6 +135,8 @@ enum Slot<'s, 'a> {
     Value(&'s mut Option<Value<'a>>),
     Strings(&'static str, &'s mut Option<Strings<'a>>),
     Commands(&'s mut Option<Commands<'a>>),
+    Late(&'s mut Option<Nested<BodyLate<'a>>>),
+    TtlArgs(&'s mut Option<TtlArgs<'a>>),
 }
 
 trait Fields<'a> {
@@ -156,10 +164,10 @@ impl<'a> Fields<'a> for Body<'a> {
             "first_try" => Slot::Value(&mut self.first_try),
             "occurred_at" => Slot::Value(&mut self.occurred_at),
             "deadline" => Slot::Value(&mut self.deadline),
-            "late" => Slot::Value(&mut self.late),
+            "late" => Slot::Late(&mut self.late),
             "version" => Slot::Value(&mut self.version),
-            "ttl_args" => Slot::Value(&mut self.ttl_args),
-            "written_keys" => Slot::Value(&mut self.written_keys),
+            "ttl_args" => Slot::TtlArgs(&mut self.ttl_args),
+            "written_keys" => Slot::Strings("written_keys", &mut self.written_keys),
             "trace_id" => Slot::Value(&mut self.trace_id),
             "user_uuid" => Slot::Value(&mut self.user_uuid),
             "device_id" => Slot::Value(&mut self.device_id),
@@ -204,6 +212,8 @@ impl<'de, F: Fields<'de>> Visitor<'de> for Object<'_, F> {
                     slot.replace(strings).is_some()
                 }
                 Some(Slot::Commands(slot)) => slot.replace(map.next_value_seed(Shaped(CommandList(errors)))?).is_some(),
+                Some(Slot::Late(slot)) => slot.replace(nested::late(&mut map, errors)?).is_some(),
+                Some(Slot::TtlArgs(slot)) => slot.replace(nested::ttl_args(&mut map, errors)?).is_some(),
                 None => {
                     map.next_value::<IgnoredAny>()?;
                     errors.invalid(place.field(&escaped(&name)), "there is no such field");
@@ -402,7 +412,7 @@ impl<'de> Shape<'de> for StringList<'_> {
     }
 
     fn list<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        let mut strings = Strings::default();
+        let mut strings = Strings { items: Vec::with_capacity(4), ..Strings::default() };
         while let Some(raw) = seq.next_element::<&RawValue>()? {
             let index = strings.items.len();
             match string(raw.get()) {
@@ -471,11 +481,16 @@ impl<'de> Shape<'de> for ListedCommand<'_> {
     }
 }
 
+/// Without a way out half-way, so that many bytes are looked at together.
+fn has_escape(text: &[u8]) -> bool {
+    text.iter().fold(false, |found, byte| found | (*byte == b'\\'))
+}
+
 /// What an item of a list of strings stands for, and whether it was a number. A string without escapes is borrowed; a
 /// number is its text as it is written, so that no digit is lost: `1.10` stays `1.10`.
 fn string(raw: &str) -> Result<(Cow<'_, [u8]>, bool), &'static str> {
     match raw.as_bytes() {
-        [b'"', inner @ .., b'"'] if !inner.contains(&b'\\') => Ok((Cow::Borrowed(inner), false)),
+        [b'"', inner @ .., b'"'] if !has_escape(inner) => Ok((Cow::Borrowed(inner), false)),
         [b'"', ..] => match serde_json::from_str::<String>(raw) {
             Ok(text) => Ok((Cow::Owned(text.into_bytes()), false)),
             Err(_) => Err("an escape in this string is no character (a lone surrogate?); send bytes as base64"),

@@ -30,6 +30,13 @@ pub(in crate::api) struct TaskDocument {
     /// Of a `lua` task: KEYS.
     #[schema(nullable = false, max_items = 1024)]
     keys: Option<Vec<String>>,
+    /// Of a `lua` task: which arguments are times to live. They are counted from `occurred_at`, and the script is given
+    /// what is left of them; it does not run once one has ended.
+    #[schema(nullable = false, max_items = 1024)]
+    ttl_args: Option<Vec<TtlArgDocument>>,
+    /// Of a `lua` task: which of its keys it writes. Default: all.
+    #[schema(nullable = false, max_items = 1024)]
+    written_keys: Option<Vec<String>>,
     /// How all arguments and keys are written. Default: as text; `base64` is for those that are none.
     #[schema(nullable = false)]
     encoding: Option<Encoding>,
@@ -42,10 +49,11 @@ pub(in crate::api) struct TaskDocument {
     /// The configured Redis to write to. Default: `default`.
     #[schema(nullable = false, example = "default")]
     target: Option<String>,
-    /// The task's lane. Default: `normal`.
+    /// The task's lane. Default: `normal`, or what a rule says.
     #[schema(nullable = false)]
     priority: Option<Priority>,
-    /// Executions after the first one before the task becomes a dead letter. Default: the configured number.
+    /// Executions after the first one before the task becomes a dead letter. Default: the configured number, or what a
+    /// rule says.
     #[schema(nullable = false, minimum = 0, maximum = 20)]
     max_retries: Option<u8>,
     /// Orders the task with others of the same ordering key, beside its own keys.
@@ -57,9 +65,20 @@ pub(in crate::api) struct TaskDocument {
     /// What the service knows of its own try. Default: `refused`.
     #[schema(nullable = false)]
     first_try: Option<FirstTry>,
-    /// When the service tried. Default: the time of acceptance. At most 5 minutes in the future.
+    /// When the service tried. Default: the time of acceptance. At most 5 minutes in the future. Relative times to live
+    /// are counted from it.
     #[schema(nullable = false, value_type = Option<String>, format = DateTime)]
     occurred_at: Option<Timestamp>,
+    /// After it the task is not made any more and settles as `expired`. It may have passed already.
+    #[schema(nullable = false, value_type = Option<String>, format = DateTime)]
+    deadline: Option<Timestamp>,
+    /// What to do with the task once it is older than its service likes. Default: what a rule says, else `replay`.
+    #[schema(nullable = false)]
+    late: Option<LateDocument>,
+    /// Orders the writes of a key: the task is made only if its version is above the one made last, else it settles as
+    /// `stale`. From 0 to 2^63 - 1. Only of a task that is one unit (`simple`, `lua`, `atomic`) and writes one key.
+    #[schema(nullable = false, pattern = "^(0|[1-9][0-9]{0,18})$", example = "17")]
+    version: Option<String>,
     /// Context, kept and shown: the trace in which the service failed.
     #[schema(nullable = false)]
     trace_id: Option<String>,
@@ -98,6 +117,50 @@ struct CommandDocument {
     /// Its arguments. Numbers are taken as strings.
     #[schema(max_items = 1024)]
     args: Vec<String>,
+}
+
+/// An argument of a script that is a time to live.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = TtlArg)]
+struct TtlArgDocument {
+    /// Its index in `args`, from 0. The argument is a whole number above 0.
+    #[schema(minimum = 0, example = 1)]
+    index: u32,
+    /// Its unit: seconds or milliseconds.
+    unit: TtlUnit,
+}
+
+/// Seconds or milliseconds.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[expect(dead_code, reason = "documentation only")]
+enum TtlUnit {
+    S,
+    Ms,
+}
+
+/// What to do with a task that is late. Judged when it is sent.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = Late)]
+struct LateDocument {
+    /// How old the task may be, counted from `occurred_at`, in milliseconds.
+    #[schema(minimum = 0, maximum = 3_153_600_000_000_u64, example = 30000)]
+    after_ms: u64,
+    /// `replay`: make it all the same. `invalidate`: unlink the keys that it writes instead. `drop`: do nothing.
+    #[serde(rename = "do")]
+    action: LateAction,
+}
+
+/// What to do with a task that is late.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[expect(dead_code, reason = "documentation only")]
+enum LateAction {
+    Replay,
+    Invalidate,
+    Drop,
 }
 
 /// How a pipeline's commands belong together.

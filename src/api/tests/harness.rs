@@ -31,7 +31,7 @@ use crate::{
         QueueName, ReadError, Table, TableError, memory::MemoryLog,
     },
     queue::Queues,
-    task::{self, Lane, Rules},
+    task::{self, DefaultRule, Lane, Rules},
     telemetry::metrics::Metrics,
 };
 
@@ -140,12 +140,16 @@ impl World {
     }
 
     pub fn with(config: Config) -> Self {
+        Self::with_defaults(config, Vec::new())
+    }
+
+    pub fn with_defaults(config: Config, defaults: Vec<DefaultRule>) -> Self {
         let log = Arc::new(TroubledLog { log: MemoryLog::default(), trouble: Mutex::default() });
         let shared: Arc<dyn Log> = log.clone();
         let metrics = Metrics::new(&ProblemType::slugs());
         let queues = Queues::new(shared.clone(), metrics.clone());
         let dead_letters = DeadLetters::open(&shared).expect("tables are there");
-        let rules = Arc::new(Rules::new(task::Config::default(), ["default".to_owned()]));
+        let rules = Arc::new(Rules::new(task::Config::default(), ["default".to_owned()]).with_defaults(defaults));
         Self { state: State::new(queues, Handle::none(), dead_letters, metrics, rules, config), log }
     }
 

@@ -4,7 +4,12 @@ use axum::http::StatusCode;
 use futures_util::future::join_all;
 
 use super::harness::*;
-use crate::{log::AppendError, queue::Envelope};
+use crate::{
+    api::Config,
+    log::AppendError,
+    queue::Envelope,
+    task::{DefaultRule, Lane, Late, LateAction, Pattern},
+};
 
 #[tokio::test]
 async fn stored_task_is_answered_with_its_id_and_place() {
@@ -88,6 +93,41 @@ async fn trace_context_is_kept_and_a_malformed_one_ignored() {
         let envelope = Envelope::decode(&stored.record).expect("it can be read");
         assert_eq!(envelope.traceparent.as_deref(), kept);
     }
+}
+
+#[tokio::test]
+async fn what_a_rule_says_is_stored_with_the_task() {
+    let late = Late { after: Duration::from_secs(30), action: LateAction::Invalidate };
+    let cached = DefaultRule {
+        key: Some(Pattern::new("cache:*")),
+        late: Some(late),
+        max_retries: Some(5),
+        ..DefaultRule::default()
+    };
+    let reports =
+        DefaultRule { source: Some(Pattern::new("reports")), lane: Some(Lane::Low), ..DefaultRule::default() };
+    let world = World::with_defaults(Config::default(), vec![cached, reports]);
+    let task = |key: &str, more: &str| format!(r#"{{"type":"simple","command":"SET","args":["{key}","v"]{more}}}"#);
+    let tasks = [task("other", ""), task("cache:1", ""), task("cache:2", r#","max_retries":1"#)];
+    let envelopes = || world.stored().into_iter().map(|entry| Envelope::decode(&entry.record).expect("readable"));
+    let said = || envelopes().map(|envelope| (envelope.late, envelope.max_retries)).collect::<Vec<_>>();
+    let expected = [(None, None), (Some(late), Some(5)), (Some(late), None)];
+    for task in &tasks {
+        assert_eq!(call(&world.data(), post("/tasks", task.clone())).await.status, StatusCode::ACCEPTED);
+    }
+    assert_eq!(said(), expected);
+    let batch = format!(r#"{{"tasks":[{}]}}"#, tasks.join(","));
+    assert_eq!(call(&world.data(), post("/tasks/batch", batch)).await.status, StatusCode::ACCEPTED);
+    assert_eq!(said(), [expected, expected].concat());
+
+    let lanes = || world.state.queues.log().depth().into_iter().map(|depth| depth.partition.queue.lane);
+    assert_eq!(lanes().filter(|lane| *lane == "low").count(), 0);
+    let low = task("k", r#","source":"reports""#);
+    assert_eq!(call(&world.data(), post("/tasks", low)).await.status, StatusCode::ACCEPTED);
+    let own = task("k", r#","source":"reports","priority":"high""#);
+    assert_eq!(call(&world.data(), post("/tasks", own)).await.status, StatusCode::ACCEPTED);
+    assert_eq!(said().len(), 6);
+    assert!(lanes().any(|lane| lane == "low") && lanes().any(|lane| lane == "high"));
 }
 
 #[tokio::test]

@@ -1,14 +1,21 @@
-//! Holds the table against a real server of the version that it is made for.
+//! Holds the table against real servers: of the version that it is made for, and for newer commands of one that has
+//! them.
 
-use std::{borrow::Cow, collections::BTreeMap, io::Write as _};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    io::Write as _,
+};
 
 use fastrand::Rng;
 
 use super::{
-    generate::{Generator, KEYS, POPULATION, TEMPLATES},
+    generate::{Generator, KEYS, NEWER_POPULATION, NEWER_TEMPLATES, POPULATION, TEMPLATES},
     server::{Reply, Server},
 };
-use crate::commands::{ArgumentFault, Class, NotAccepted, Overwrite, lookup, refused, table::ACCEPTED};
+use crate::commands::{
+    ArgumentFault, Class, Expiry, NotAccepted, Overwrite, TtlAt, TtlEffect, lookup, refused, table::ACCEPTED,
+};
 
 /// How often arguments are made for each command.
 const ROUNDS: usize = 60;
@@ -84,8 +91,26 @@ fn every_command_of_the_server_is_accepted_or_refused_for_a_reason() {
         }
     }
     let known = |name: &str| commands.iter().any(|command| command.name == name);
+    let newer: BTreeSet<_> = newer_names().collect();
     for name in ACCEPTED.iter().map(|spec| spec.name).chain(refused::names()) {
-        assert!(known(name), "the server has no {name}");
+        assert_ne!(known(name), newer.contains(name), "{name} is newer than the server, or is not");
+    }
+}
+
+/// The commands that came after the version that the table is made for.
+fn newer_names() -> impl Iterator<Item = &'static str> {
+    let names = NEWER_TEMPLATES.iter().map(|(name, _)| *name);
+    names.filter(|name| TEMPLATES.iter().all(|(known, _)| known != name))
+}
+
+#[test]
+fn newer_commands_are_what_a_newer_server_takes_them_for() {
+    let mut server = Server::start_newer();
+    let commands = server_commands(&mut server);
+    for name in newer_names() {
+        let command = commands.iter().find(|command| command.name == name).expect("the server knows it");
+        assert!(command.is_accepted(), "{name}");
+        check_arity(name, None, command.arity);
     }
 }
 
@@ -143,15 +168,16 @@ fn generator(server: &mut Server) -> Generator {
     Generator { rng: Rng::with_seed(0x5eed), dump: server.say("DUMP dumped").bytes().to_vec() }
 }
 
-/// Calls `check` with arguments for every accepted command.
+/// Calls `check` with arguments for every accepted command, on a server that knows it.
 fn for_each_command(mut check: impl FnMut(&mut Server, &str, &[Vec<u8>])) {
-    let mut server = Server::start();
-    let mut generator = generator(&mut server);
     let mut counts: BTreeMap<&str, usize> = ACCEPTED.iter().map(|spec| (spec.name, 0)).collect();
-    for (name, template) in TEMPLATES {
-        for _ in 0..ROUNDS {
-            check(&mut server, name, &generator.arguments(template));
-            *counts.get_mut(name).expect("an accepted command") += 1;
+    for (mut server, templates) in [(Server::start(), TEMPLATES), (Server::start_newer(), NEWER_TEMPLATES)] {
+        let mut generator = generator(&mut server);
+        for (name, template) in templates {
+            for _ in 0..ROUNDS {
+                check(&mut server, name, &generator.arguments(template));
+                *counts.get_mut(name).expect("an accepted command") += 1;
+            }
         }
     }
     let _ = writeln!(std::io::stdout(), "{counts:?}");
@@ -231,16 +257,56 @@ fn populate(server: &mut Server) {
     server.say("FLUSHALL");
     let replies = server.say_all(POPULATION);
     assert!(!replies.iter().any(Reply::is_error), "{replies:?}");
+    if server.is_newer() {
+        let replies = server.say_all(NEWER_POPULATION);
+        assert!(!replies.iter().any(Reply::is_error), "{replies:?}");
+    }
+}
+
+/// A digest of all that is there.
+fn digest(server: &mut Server) -> Reply {
+    // What has expired may still be counted until it is looked for.
+    for key in KEYS.iter().copied().flatten() {
+        server.call(&["EXISTS", key]);
+    }
+    server.say("DEBUG DIGEST")
 }
 
 /// All values, consumer groups and times of expiry.
-fn state(server: &mut Server, with_expiry: bool) -> Vec<Reply> {
-    let mut state = vec![server.say("DEBUG DIGEST")];
+fn state(server: &mut Server) -> Vec<Reply> {
+    let mut state = vec![digest(server)];
     for key in KEYS.iter().copied().flatten() {
         state.push(server.call(&["XINFO", "STREAM", key, "FULL"]));
-        state.push(server.call(&[if with_expiry { "PEXPIRETIME" } else { "PERSIST" }, key]));
+        state.push(server.call(&["PEXPIRETIME", key]));
+        if server.is_newer() {
+            state.push(server.call(&["HPEXPIRETIME", key, "FIELDS", "5", "a", "b", "c", "LIMIT", "STORE"]));
+        }
     }
     state
+}
+
+/// The server's time, in milliseconds since 1970.
+fn time_ms(server: &mut Server) -> i64 {
+    let reply = server.say("TIME");
+    let [seconds, micros] = reply.list() else { panic!("two numbers") };
+    let number = |reply: &Reply| reply.text().parse::<i64>().expect("a number");
+    number(seconds) * 1000 + number(micros) / 1000
+}
+
+/// Runs a command as it is sent: with a deadline where it says how long.
+fn run_as_sent(server: &mut Server, name: &str, args: &[Vec<u8>], base_ms: i64) -> Reply {
+    let spec = lookup(name.as_bytes()).expect("accepted");
+    let ttl = spec.effects(&borrowed(args)).expect("valid").ttl_effect.at();
+    match ttl.and_then(|ttl| Some((ttl, ttl.at_ms(args, base_ms)?))) {
+        Some((ttl, at)) => run_with(server, name, args, ttl, Expiry::At(at)),
+        None => run(server, name, args),
+    }
+}
+
+fn run_with(server: &mut Server, name: &str, args: &[Vec<u8>], ttl: TtlAt, expiry: Expiry) -> Reply {
+    let spec = lookup(name.as_bytes()).expect("accepted");
+    let (name, args) = spec.with_expiry(args.iter().map(Vec::as_slice), ttl, expiry);
+    run(server, name, &args.into_iter().map(Cow::into_owned).collect::<Vec<_>>())
 }
 
 #[test]
@@ -248,23 +314,86 @@ fn idempotent_and_conditional_commands_change_nothing_when_they_run_again() {
     for_each_command(|server, name, args| {
         let effects = lookup(name.as_bytes()).expect("accepted").effects(&borrowed(args)).expect("valid");
         populate(server);
-        if run(server, name, args).is_error() || effects.class.is_once() {
+        let base = time_ms(server);
+        if run_as_sent(server, name, args, base).is_error() || effects.class.is_once() {
             return;
         }
         assert!(matches!(effects.class, Class::Idempotent | Class::Conditional));
-        // A relative TTL ends later when it is set later; it becomes a deadline before it is sent.
-        let with_expiry = effects.ttl.is_none_or(|ttl| ttl.absolute);
-        let once = state(server, true);
-        let again = run(server, name, args);
+        let once = state(server);
+        let again = run_as_sent(server, name, args, base);
         if name == "XGROUP" && args[0].eq_ignore_ascii_case(b"CREATE") {
             assert!(matches!(&again, Reply::Error(text) if text.starts_with("BUSYGROUP")), "{again:?}");
         } else {
             assert!(!again.is_error(), "{name} {}: {again:?}", shown(args));
         }
-        if with_expiry {
-            assert_eq!(once, state(server, true), "{name} {}", shown(args));
-        } else {
-            assert_eq!(once[0], state(server, false)[0], "{name} {}", shown(args));
+        assert_eq!(once, state(server), "{name} {}", shown(args));
+    });
+}
+
+/// All values, and how long what expires has left.
+fn values_and_rests(server: &mut Server) -> (Vec<Reply>, Vec<i64>) {
+    let mut values = vec![digest(server)];
+    let mut rests = Vec::new();
+    for key in KEYS.iter().copied().flatten() {
+        values.push(server.call(&["EXISTS", key]));
+        rests.push(server.call(&["PTTL", key]).int());
+        if server.is_newer()
+            && let Reply::List(fields) = server.call(&["HPTTL", key, "FIELDS", "5", "a", "b", "c", "LIMIT", "STORE"])
+        {
+            rests.extend(fields.iter().map(Reply::int));
+        }
+    }
+    (values, rests)
+}
+
+#[test]
+fn command_with_another_expiry_does_the_same_and_ends_within_a_second() {
+    let mut compared = BTreeMap::new();
+    for_each_command(|server, name, args| {
+        let effects = lookup(name.as_bytes()).expect("accepted").effects(&borrowed(args)).expect("valid");
+        let Some(ttl) = effects.ttl_effect.at() else { return };
+        populate(server);
+        let reply = run(server, name, args);
+        let (values, rests) = values_and_rests(server);
+        let now = time_ms(server);
+        let at = ttl.at_ms(args, now).expect("a number above 0");
+        let rest = u64::try_from(at - now).ok().filter(|rest| *rest > 0).map(Expiry::In);
+        for expiry in std::iter::once(Expiry::At(at)).chain(rest) {
+            populate(server);
+            let other_reply = run_with(server, name, args, ttl, expiry);
+            assert_eq!(reply, other_reply, "{name} {} with {expiry:?}", shown(args));
+            let (other_values, other_rests) = values_and_rests(server);
+            assert_eq!(values, other_values, "{name} {} with {expiry:?}", shown(args));
+            let near = |(rest, other): (&i64, &i64)| (rest - other).abs() < 1000 && (*rest < 0) == (*other < 0);
+            let all_near = rests.iter().zip(&other_rests).all(near);
+            assert!(all_near, "{name} {} with {expiry:?}: {rests:?}, {other_rests:?}", shown(args));
+            *compared.entry(name.to_owned()).or_insert(0) += 1;
+        }
+    });
+    assert!(compared.len() == 16 && compared.values().all(|count| *count > 20), "{compared:?}");
+}
+
+#[test]
+fn what_clears_the_ttl_leaves_none() {
+    for_each_command(|server, name, args| {
+        let effects = lookup(name.as_bytes()).expect("accepted").effects(&borrowed(args)).expect("valid");
+        if effects.ttl_effect != TtlEffect::Clears {
+            return;
+        }
+        populate(server);
+        let written: Vec<_> = effects.keys.filter(|key| key.written).map(|key| &args[key.index]).collect();
+        for key in &written {
+            server.call(&[b"EXPIRE", key.as_slice(), b"5000"]);
+        }
+        let reply = run(server, name, args);
+        // A condition may not hold, and with GET the answer does not say so.
+        let may_have_done_nothing = effects.class == Class::Conditional && reply != Reply::Text("OK".into());
+        if reply.is_error() || may_have_done_nothing {
+            return;
+        }
+        for key in written {
+            let rest = server.call(&[b"PTTL", key.as_slice()]).int();
+            assert!(rest < 0, "{name} {}: {rest}", shown(args));
         }
     });
 }

@@ -95,6 +95,22 @@ pub(super) const TEMPLATES: &[(&str, &str)] = &[
     ("ZUNIONSTORE", "any zsets [AGGREGATE (SUM|MIN|MAX)]"),
 ];
 
+/// Those that Redis 7.0 does not know.
+#[rustfmt::skip]
+pub(super) const NEWER_TEMPLATES: &[(&str, &str)] = &[
+    ("DELIFEQ", "string (10|abc|value)"),
+    ("HEXPIRE", "hash seconds [NX|XX|GT|LT] fields"),
+    ("HEXPIREAT", "hash epoch [NX|XX|GT|LT] fields"),
+    ("HGETDEL", "hash fields"),
+    ("HGETEX", "hash [EX seconds|PX millis|EXAT epoch|PXAT epoch_ms|PERSIST] fields"),
+    ("HPERSIST", "hash fields"),
+    ("HPEXPIRE", "hash millis [NX|XX|GT|LT] fields"),
+    ("HPEXPIREAT", "hash epoch_ms [NX|XX|GT|LT] fields"),
+    ("HSETEX", "hash ([FNX|FXX] [EX seconds|PX millis|EXAT epoch|PXAT epoch_ms|KEEPTTL]|[EX seconds|PXAT epoch_ms] [FNX|FXX]) pairs"),
+    ("MSETEX", "msetex [NX|XX] [EX seconds|PX millis|EXAT epoch|PXAT epoch_ms|KEEPTTL]"),
+    ("SET", "string value IFEQ (10|abc|value) [GET] [EX seconds|PX millis|EXAT epoch|PXAT epoch_ms|KEEPTTL]"),
+];
+
 /// Keys by type, as [`POPULATION`] makes them. Some are called like options.
 const STRINGS: &[&str] = &["s0", "s1", "STORE"];
 const HASHES: &[&str] = &["h0", "h1"];
@@ -137,6 +153,10 @@ pub(super) const POPULATION: &[&str] = &[
     "PFADD p0 a b",
     "PFADD p1 c",
 ];
+
+/// What is added on a server that knows the newer commands.
+pub(super) const NEWER_POPULATION: &[&str] =
+    &["HPEXPIRE h0 700000 FIELDS 1 a", "HPEXPIRE h1 800000 FIELDS 1 a", "HSET h1 b y LIMIT z"];
 
 pub(super) struct Generator {
     pub(super) rng: Rng,
@@ -188,6 +208,26 @@ impl Generator {
                 args.push(count.to_string().into_bytes());
                 let keys = if word == "lists" { LISTS } else { SORTED_SETS };
                 args.extend((0..count).map(|_| self.key(keys)));
+                return;
+            }
+            "fields" | "pairs" => {
+                let count = self.rng.usize(1..=3);
+                args.extend([b"FIELDS".to_vec(), count.to_string().into_bytes()]);
+                for _ in 0..count {
+                    self.word("member", args);
+                    if word == "pairs" {
+                        self.word("value", args);
+                    }
+                }
+                return;
+            }
+            "msetex" => {
+                let count = self.rng.usize(1..=3);
+                args.push(count.to_string().into_bytes());
+                for _ in 0..count {
+                    self.word("any", args);
+                    self.word("value", args);
+                }
                 return;
             }
             "dump" => self.dump.clone(),

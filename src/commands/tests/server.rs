@@ -1,4 +1,4 @@
-//! A redis-server of the test's own, on a unix socket, and enough of its protocol.
+//! A server of the test's own, on a unix socket, and enough of its protocol.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -8,10 +8,13 @@ use std::{
 };
 
 const START: Duration = Duration::from_secs(20);
+/// When it has to be fetched first.
+const FETCH: Duration = Duration::from_secs(300);
 
 pub(super) struct Server {
     child: Child,
     stream: BufReader<UnixStream>,
+    is_newer: bool,
     _dir: tempfile::TempDir,
 }
 
@@ -54,10 +57,20 @@ impl Reply {
 }
 
 impl Server {
+    /// The Redis that the table is made for.
     pub(super) fn start() -> Self {
+        Self::start_program("redis-server", START, false)
+    }
+
+    /// One that knows the newer commands.
+    pub(super) fn start_newer() -> Self {
+        Self::start_program(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/valkey-server"), FETCH, true)
+    }
+
+    fn start_program(program: &str, patience: Duration, is_newer: bool) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let socket = dir.path().join("redis.sock");
-        let mut child = Command::new("redis-server")
+        let mut child = Command::new(program)
             .args(["--port", "0", "--save", "", "--appendonly", "no", "--enable-debug-command", "yes"])
             .arg("--unixsocket")
             .arg(&socket)
@@ -65,17 +78,21 @@ impl Server {
             .arg(dir.path())
             .stdout(Stdio::null())
             .spawn()
-            .expect("redis-server is installed");
+            .unwrap_or_else(|error| panic!("{program} cannot be run: {error}"));
         let started = Instant::now();
         let stream = loop {
             if let Ok(stream) = UnixStream::connect(&socket) {
                 break stream;
             }
-            assert!(child.try_wait().expect("a child").is_none(), "redis-server ended");
-            assert!(started.elapsed() < START, "redis-server did not start");
+            assert!(child.try_wait().expect("a child").is_none(), "{program} ended");
+            assert!(started.elapsed() < patience, "{program} did not start");
             std::thread::sleep(Duration::from_millis(5));
         };
-        Self { child, stream: BufReader::new(stream), _dir: dir }
+        Self { child, stream: BufReader::new(stream), is_newer, _dir: dir }
+    }
+
+    pub(super) fn is_newer(&self) -> bool {
+        self.is_newer
     }
 
     pub(super) fn call<A: AsRef<[u8]>>(&mut self, command: &[A]) -> Reply {
