@@ -37,8 +37,9 @@ check: setup ## Format, lints, documentation, dependencies
 bench: setup ## Measure it beside what it is compared with
 	scripts/bench
 
-soak: setup ## Crash the journal a million times, and the whole for ten minutes
+soak: setup ## Crash the journal and its consumer a million times, and the whole for ten minutes
 	REDRIVE_CRASH_CASES=1000000 cargo test --locked --profile quick --lib log:: -- --nocapture
+	REDRIVE_REPLAY_CASES=1000000 REDRIVE_TIMING_CASES=1000000 cargo test --locked --profile quick --lib consumer::
 	CHAOS_SECONDS=600 cargo test --locked --profile quick --test it chaos -- --nocapture
 
 charts: ## Lint, render and validate the Helm chart (needs helm)

@@ -32,6 +32,8 @@ mod rows;
 mod schedule;
 #[cfg_attr(not(test), expect(dead_code, reason = "the worker asks it from its next change on"))]
 mod seen;
+#[cfg_attr(not(test), expect(dead_code, reason = "the worker asks it from its next change on"))]
+mod timing;
 mod window;
 mod worker;
 

@@ -82,7 +82,6 @@ pub enum UnitState {
     Running,
     Backoff(Instant),
     /// It may run when the next checkpoint is durable.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the worker uses it from its next change on"))]
     Waiting,
 }
 
