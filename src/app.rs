@@ -74,7 +74,8 @@ impl App {
     pub fn build(config: &Config) -> Result<Self, AppError> {
         let started = Instant::now();
         let token = config.admin.read_token()?;
-        let targets = targets(config)?;
+        let boot_id = *uuid::Uuid::now_v7().as_bytes();
+        let targets = targets(config, boot_id)?;
         let journal = JournalLog::open(journal_config(config), Arc::new(RealDisk))?;
         let stats = journal.stats();
         let log: Arc<dyn Log> = Arc::new(journal);
@@ -88,7 +89,7 @@ impl App {
         let dead_letters = DeadLetters::open(&log)?;
         let rules = Arc::new(rules(config));
         let consumer = Consumer::start(
-            &consumer_config(config),
+            &consumer_config(config, boot_id),
             consumer::Parts {
                 log: log.clone(),
                 queues: queues.clone(),
@@ -133,11 +134,13 @@ impl App {
         let closing = Shutdown::new();
         let hosts = |server: &Server| Hosts::new(&server.bound(), &self.state.config.allowed_hosts);
         let data = api::data_plane(&self.state, hosts(&self.data_plane));
-        let data = tokio::spawn(self.data_plane.serve(data, closing.token(), self.grace / 2));
+        let metrics = &self.state.metrics;
+        let data = tokio::spawn(self.data_plane.serve(data, metrics.clone(), closing.token(), self.grace / 2));
         // Probes and metrics are answered until the end.
         let ops_closing = Shutdown::new();
         let ops = api::ops_plane(&self.state, hosts(&self.ops_plane));
-        let ops = tokio::spawn(self.ops_plane.serve(ops, ops_closing.token(), Duration::from_millis(200)));
+        let until_cut_off = Duration::from_millis(200);
+        let ops = tokio::spawn(self.ops_plane.serve(ops, metrics.clone(), ops_closing.token(), until_cut_off));
         tokio::select! {
             () = shutdown.begun() => {}
             reason = self.log.failed() => return Err(AppError::LogFailed(reason)),
@@ -169,7 +172,7 @@ impl App {
     }
 }
 
-fn targets(config: &Config) -> Result<Vec<Target>, AppError> {
+fn targets(config: &Config, boot_id: [u8; 16]) -> Result<Vec<Target>, AppError> {
     let redis = &config.redis;
     let target = |target: &config::Target| {
         let settings = target::Config {
@@ -179,6 +182,9 @@ fn targets(config: &Config) -> Result<Vec<Target>, AppError> {
             probe_timeout: redis.probe_timeout,
             connections: redis.connections,
             own_prefix: redis.own_prefix.clone(),
+            boot_id,
+            marker_ttl: config.once.marker_ttl,
+            version_ttl: config.version.marker_ttl,
         };
         Target::try_new(&target.name, settings).map_err(|source| AppError::Target { name: target.name.clone(), source })
     };
@@ -213,7 +219,7 @@ fn rules(config: &Config) -> Rules {
     Rules::new(limits, targets).with_defaults(config.rules.clone())
 }
 
-fn consumer_config(config: &Config) -> consumer::Config {
+fn consumer_config(config: &Config, boot_id: [u8; 16]) -> consumer::Config {
     let retry = &config.retry;
     consumer::Config {
         memory_bytes: config.consumer.memory_bytes,
@@ -224,6 +230,8 @@ fn consumer_config(config: &Config) -> consumer::Config {
         },
         outage_probe_cap: retry.outage_probe_cap,
         connections: config.redis.connections,
+        boot_id,
+        marker_ttl: config.once.marker_ttl,
     }
 }
 

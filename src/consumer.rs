@@ -5,7 +5,11 @@
 //! (`target`), what a failure means (`retry`), HTTP. Invariant: a position is below the watermark of a checkpoint
 //! only after its task was applied, or settled with a stated outcome, or stored as a dead letter.
 
-use std::{sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    thread::JoinHandle,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
@@ -24,8 +28,14 @@ use crate::{
 mod checkpoint;
 mod entry;
 mod letter;
+#[cfg(test)]
+mod model;
+mod plan;
 mod prepared;
+mod rows;
 mod schedule;
+mod seen;
+mod timing;
 mod window;
 mod worker;
 
@@ -39,6 +49,10 @@ pub struct Config {
     pub outage_probe_cap: Duration,
     /// Connections of each target that batches go over.
     pub connections: usize,
+    /// Names this process in checkpoints and on the targets.
+    pub boot_id: [u8; 16],
+    /// How long the markers of what ran once live.
+    pub marker_ttl: Duration,
 }
 
 /// What the consumer works with.
@@ -73,9 +87,9 @@ impl Consumer {
         let stop = CancellationToken::new();
         let ended = CancellationToken::new();
         let budget = window::Budget::new(config.memory_bytes);
-        let boot_id = *uuid::Uuid::now_v7().as_bytes();
         let mut questions = Vec::new();
         let mut workers = Vec::new();
+        let seen = Arc::new(Mutex::new(seen::Seen::new(config.marker_ttl)));
         for target in targets {
             let (sender, receiver) = mpsc::channel(64);
             questions.push(sender);
@@ -94,7 +108,8 @@ impl Consumer {
                     probe_cap: config.outage_probe_cap,
                     connections: config.connections,
                     budget: budget.clone(),
-                    boot_id,
+                    boot_id: config.boot_id,
+                    seen: seen.clone(),
                     assignments: log.consume(lanes.to_vec()),
                     questions: receiver,
                     stop: stop.clone(),

@@ -10,6 +10,7 @@
 //! - [`target`]: a named Redis and how to write to it.
 //! - [`dead_letters`]: the tasks that a person must look at.
 //! - [`task`], [`commands`], [`retry`], [`telemetry::metrics`]: leaves that decide and name; no IO.
+//! - [`faults`]: what tests break on purpose; empty in releases.
 //! - [`app`]: puts the parts together, starts and stops them in order. [`cli`]: the commands of the binary.
 
 pub mod api;
@@ -19,6 +20,7 @@ pub mod commands;
 pub mod config;
 pub mod consumer;
 pub mod dead_letters;
+pub mod faults;
 pub mod log;
 pub mod queue;
 pub mod retry;

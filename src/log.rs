@@ -14,8 +14,9 @@
 //!    watermark of the assignment's checkpoint on.
 //! 4. [`Log::commit`] answers `Ok` only when the checkpoint is durable. The newest committed checkpoint is the one
 //!    that the next assignment of the partition carries. A commit of an epoch that is over is refused.
-//! 5. Records below a committed watermark may be forgotten, others not.
-//! 6. [`Table`] writes are durable when they return; the last write of a key wins.
+//! 5. While the lease of an assignment is valid, no other process is assigned the partition.
+//! 6. Records below a committed watermark may be forgotten, others not.
+//! 7. [`Table`] writes are durable when they return; the last write of a key wins.
 //!
 //! `log/conformance.rs` holds every implementation to this.
 
@@ -27,7 +28,10 @@ use futures_util::{future::BoxFuture, stream::BoxStream};
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod journal;
+mod lease;
 pub mod memory;
+
+pub use self::lease::{BootTime, Lease, LeaseKeeper};
 
 /// What a queue is called: a target and a lane. Targets never share a queue, so that one which is down for hours
 /// does not hold another one up.
@@ -266,6 +270,8 @@ pub struct Assigned {
     pub epoch: Epoch,
     /// None where the partition was never committed: it is read from its beginning.
     pub checkpoint: Option<Checkpoint>,
+    /// While it is valid, no other process works on the partition.
+    pub lease: Lease,
     pub reader: Box<dyn Reader>,
 }
 

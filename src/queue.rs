@@ -23,8 +23,8 @@ pub use envelope::Envelope;
 use recent::{Begun, Progress, Recent, Remembered, Settled};
 
 /// At most this much of a queue's end is read at the start, to remember what was accepted.
-const REFILL_RECORDS: usize = 65_536;
-const REFILL_BYTES: usize = 16 * 1024 * 1024;
+pub const REFILL_RECORDS: usize = 65_536;
+pub const REFILL_BYTES: usize = 16 * 1024 * 1024;
 
 /// A validated task on its way into the log.
 #[derive(Clone, Debug)]

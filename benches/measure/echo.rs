@@ -13,9 +13,13 @@ use axum::{
 use bytes::Bytes;
 use jiff::Timestamp;
 use redrive::{
-    api::server::{Limits, Listen, Server},
+    api::{
+        ProblemType,
+        server::{Limits, Listen, Server},
+    },
     shutdown::Shutdown,
     task::{self, Rules, Task, TaskId},
+    telemetry::metrics::Metrics,
 };
 
 pub async fn serve(address: SocketAddr) -> anyhow::Result<()> {
@@ -23,7 +27,7 @@ pub async fn serve(address: SocketAddr) -> anyhow::Result<()> {
     let router = Router::new().route("/tasks", post(accept)).with_state(rules);
     let server = Server::bind(&[Listen::Tcp(address)], Limits::default())?;
     let until_killed = Shutdown::new();
-    server.serve(router, until_killed.token(), Duration::ZERO).await;
+    server.serve(router, Metrics::new(&ProblemType::slugs()), until_killed.token(), Duration::ZERO).await;
     Ok(())
 }
 

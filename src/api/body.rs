@@ -75,7 +75,9 @@ impl Intake {
         let mut first = Bytes::new();
         let mut all = BytesMut::new();
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| Problem::new(ProblemType::InvalidRequest, "the body ended early"))?;
+            let frame = frame.map_err(|_| {
+                Problem::new(ProblemType::InvalidRequest, "the body ended early or its encoding is broken")
+            })?;
             let Ok(data) = frame.into_data() else { continue };
             let length = first.len() + all.len() + data.len();
             if length > limit {

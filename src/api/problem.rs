@@ -22,7 +22,7 @@ pub const TYPE_PREFIX: &str = "urn:redrive:problem:";
 pub enum ProblemType {
     /// The body is not JSON.
     MalformedJson,
-    /// A header or a query parameter is malformed.
+    /// The request line, a header or a query parameter is malformed.
     InvalidRequest,
     /// `Idempotency-Key` is not a string of 1 to 128 characters of `[A-Za-z0-9_.:-]`.
     IdempotencyKeyInvalid,
@@ -61,7 +61,8 @@ pub enum ProblemType {
     /// The outcome of the first try is unknown and the operation may not run twice.
     OutcomeUnknown,
     /// A field whose behaviour this version does not have.
-    NotSupported,
+    /// The request line and the headers are over the limit.
+    HeadTooLarge,
     /// Too many bytes are being stored at this moment.
     Overloaded,
     /// The storage has no room.
@@ -77,7 +78,7 @@ pub enum ProblemType {
 }
 
 impl ProblemType {
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::MalformedJson,
         Self::InvalidRequest,
         Self::IdempotencyKeyInvalid,
@@ -98,7 +99,7 @@ impl ProblemType {
         Self::KeyNotAllowed,
         Self::UnknownTarget,
         Self::OutcomeUnknown,
-        Self::NotSupported,
+        Self::HeadTooLarge,
         Self::Overloaded,
         Self::QueueFull,
         Self::QueueUnavailable,
@@ -146,7 +147,9 @@ impl ProblemType {
             Self::OutcomeUnknown => {
                 ("outcome-unknown", StatusCode::UNPROCESSABLE_ENTITY, "The operation may have run already")
             }
-            Self::NotSupported => ("not-supported", StatusCode::UNPROCESSABLE_ENTITY, "The field is not supported yet"),
+            Self::HeadTooLarge => {
+                ("head-too-large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's head is too large")
+            }
             Self::Overloaded => ("overloaded", StatusCode::SERVICE_UNAVAILABLE, "Too much is being stored now"),
             Self::QueueFull => ("queue-full", StatusCode::SERVICE_UNAVAILABLE, "The queue is full"),
             Self::QueueUnavailable => {
@@ -281,7 +284,6 @@ impl From<task::Refusal> for Problem {
         let kind = match refusal.kind {
             RefusalKind::MalformedJson => ProblemType::MalformedJson,
             RefusalKind::ValidationFailed => ProblemType::ValidationFailed,
-            RefusalKind::NotSupported => ProblemType::NotSupported,
             RefusalKind::UnknownTarget => ProblemType::UnknownTarget,
             RefusalKind::CommandNotAllowed => ProblemType::CommandNotAllowed,
             RefusalKind::KeyNotAllowed => ProblemType::KeyNotAllowed,

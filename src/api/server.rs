@@ -30,6 +30,8 @@ pub use listener::BindError;
 use connection::Connection;
 use listener::Listener;
 
+use crate::telemetry::metrics::Metrics;
+
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listen {
@@ -94,18 +96,19 @@ impl Server {
     }
 
     /// Serves until `shutdown`; then accepts no more, lets the requests under way finish, and cuts off what is not
-    /// finished after `grace`.
+    /// finished after `grace`. What is no request never reaches the router, and is counted in `metrics` here.
     ///
     /// # Cancellation
     ///
     /// Dropping the future stops accepting; connections that are open are served until they end. Use `shutdown`.
-    pub async fn serve(self, router: Router, shutdown: CancellationToken, grace: Duration) {
+    pub async fn serve(self, router: Router, metrics: Arc<Metrics>, shutdown: CancellationToken, grace: Duration) {
         let connections = TaskTracker::new();
         let cut_off = CancellationToken::new();
         let permits = Arc::new(Semaphore::new(self.limits.max_connections));
         let accepting = self.listeners.into_iter().map(|listener| {
             let connection = Connection {
                 router: router.clone(),
+                metrics: metrics.clone(),
                 limits: self.limits,
                 over_unix: listener.bound().tcp().is_none(),
                 shutdown: shutdown.clone(),

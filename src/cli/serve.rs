@@ -1,10 +1,10 @@
 //! `redrive serve`.
 
 use super::{
-    runtime,
+    UsageError, runtime,
     settings::{ConfigFile, SettingFlags},
 };
-use crate::{app::App, shutdown::Shutdown, telemetry};
+use crate::{app::App, faults, shutdown::Shutdown, telemetry};
 
 /// Take tasks over HTTP and execute them on Redis
 ///
@@ -32,6 +32,7 @@ Exit status: 0 stopped cleanly, 2 wrong configuration or usage, 1 anything else.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config = args.file.load_with(args.flags)?.config;
     telemetry::init(&config.log.level, config.log.format)?;
+    faults::arm().map_err(|fault| UsageError(fault.to_string()))?;
     runtime()?.block_on(async {
         let shutdown = Shutdown::on_signals()?;
         App::build(&config)?.run(shutdown).await?;

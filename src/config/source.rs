@@ -16,6 +16,7 @@ use super::{
     rule::{GivenRule, read_rules},
     setting::{ENV_PREFIX, SETTINGS},
 };
+use crate::faults;
 
 /// What the configuration is made from, weakest first. Not `Debug`: passwords are in it.
 #[derive(Default)]
@@ -124,9 +125,8 @@ impl Gathered {
     }
 
     fn read_env(&mut self, name: &OsString, value: &OsString) {
-        let Some(name) = name.to_str().filter(|name| name.starts_with(ENV_PREFIX) && *name != CONFIG_ENV) else {
-            return;
-        };
+        let is_ours = |name: &&str| name.starts_with(ENV_PREFIX) && *name != CONFIG_ENV && !faults::is_variable(name);
+        let Some(name) = name.to_str().filter(is_ours) else { return };
         let origin = Origin::Env(name.into());
         let Some(value) = value.to_str() else {
             self.problems.push(Problem::Invalid {

@@ -7,7 +7,8 @@
 //!            runs: repeated varints, unfinished and finished in turn, from the watermark on
 //!            bits: one per offset from the watermark on, lowest bit first
 //! half-done: | count varint | repeated: offset - watermark varint | units varint | one byte a unit, 0 = unfinished,
-//!            1 = applied, 2 = dead and then | code length u8 | code | reason length u8 | reason |
+//!            1 = applied, 2 = dead and then | code length u8 | code | reason length u8 | reason |,
+//!            3 = expired, 4 = invalidated, 5 = stale, 6 = discarded
 //! attempts:  | count varint | repeated: offset - watermark varint | unit varint | attempts varint |
 //! ```
 //!
@@ -19,8 +20,19 @@ use std::collections::BTreeMap;
 
 use bytes::{BufMut, Bytes};
 
+use crate::task::Outcome;
+
 const VERSION: u8 = 1;
 const RELEASED: u8 = 1;
+
+/// The bytes of units that ended without a dead letter.
+const SETTLED: [(u8, Outcome); 5] = [
+    (1, Outcome::Applied),
+    (3, Outcome::Expired),
+    (4, Outcome::Invalidated),
+    (5, Outcome::Stale),
+    (6, Outcome::Discarded),
+];
 
 /// What is known above the watermark.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,7 +51,8 @@ pub struct State {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UnitEnd {
     Unfinished,
-    Applied,
+    /// How, other than dead.
+    Settled(Outcome),
     Dead { code: String, reason: String },
 }
 
@@ -133,7 +146,10 @@ impl State {
             for unit in units {
                 match unit {
                     UnitEnd::Unfinished => out.put_u8(0),
-                    UnitEnd::Applied => out.put_u8(1),
+                    UnitEnd::Settled(outcome) => {
+                        let byte = SETTLED.iter().find(|(_, settled)| settled == outcome).map(|(byte, _)| *byte);
+                        out.put_u8(byte.expect("a unit ends in one of these ways, or dead"));
+                    }
                     UnitEnd::Dead { code, reason } => {
                         out.put_u8(2);
                         put_short(&mut out, code);
@@ -197,9 +213,8 @@ impl State {
             for _ in 0..take_varint(rest)? {
                 units.push(match take(rest, 1)?[0] {
                     0 => UnitEnd::Unfinished,
-                    1 => UnitEnd::Applied,
                     2 => UnitEnd::Dead { code: take_short(rest)?, reason: take_short(rest)? },
-                    _ => return None,
+                    byte => UnitEnd::Settled(SETTLED.iter().find(|(known, _)| *known == byte)?.1),
                 });
             }
             half_done.insert(offset, units);
@@ -273,7 +288,7 @@ mod tests {
             let mut state = State { boot_id: [7; 16], released: true, finished, ..State::default() };
             if let Some(first) = unfinished.first() {
                 let dead = UnitEnd::Dead { code: "WRONGTYPE".into(), reason: "wrong-type".into() };
-                state.half_done.insert(*first, vec![UnitEnd::Applied, dead, UnitEnd::Unfinished]);
+                state.half_done.insert(*first, vec![UnitEnd::Settled(Outcome::Applied), dead, UnitEnd::Unfinished]);
                 state.attempts.insert((*first, 2), 3);
             }
             let read = State::decode(watermark, &state.encode(watermark)).expect("it was written just now");
@@ -309,7 +324,7 @@ mod tests {
     fn stored_form_is_stable() {
         let mut state = State { boot_id: [1; 16], ..State::default() };
         state.finished = Finished::from_unfinished(10, [10, 12].into_iter(), 20);
-        state.half_done.insert(12, vec![UnitEnd::Applied, UnitEnd::Unfinished]);
+        state.half_done.insert(12, vec![UnitEnd::Settled(Outcome::Applied), UnitEnd::Unfinished]);
         state.attempts.insert((10, 0), 2);
         let mut golden = vec![1, 0];
         golden.extend_from_slice(&[1; 16]);

@@ -2,10 +2,11 @@
 
 use jiff::Timestamp;
 
-use super::{checkpoint::UnitEnd, prepared::Prepared, schedule::UnitId};
+use super::{checkpoint::UnitEnd, prepared::Prepared, rows::ReplayKind, schedule::UnitId};
 use crate::{
     queue::Envelope,
     retry::{Executed, Failure, FailureClass, ReasonClass},
+    task::Outcome,
 };
 
 /// The place of a task in its window; reused after it was settled.
@@ -41,6 +42,8 @@ pub struct Unit {
     /// Where it is in the schedule, while it is not done.
     pub node: UnitId,
     pub idempotent: bool,
+    /// What another run of it does, after a crash.
+    pub kind: ReplayKind,
     /// Retries spent.
     pub attempts: u32,
     /// Ambiguous results in a row while on trial.
@@ -56,10 +59,18 @@ pub struct Unit {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    Applied,
+    /// How, other than dead.
+    Settled(Outcome),
     /// Judged dead, but the dead letter is not durable yet: its keys stay taken.
     Dying,
     Dead,
+}
+
+impl End {
+    /// Whether the end came by an execution, and not by being judged too late.
+    fn was_executed(self) -> bool {
+        !matches!(self, Self::Settled(Outcome::Expired | Outcome::Discarded))
+    }
 }
 
 /// What went wrong so far.
@@ -114,7 +125,7 @@ impl Entry {
     pub fn attempts(&self) -> u32 {
         self.units
             .iter()
-            .map(|unit| unit.attempts + u32::from(matches!(unit.end, Some(End::Applied | End::Dying | End::Dead))))
+            .map(|unit| unit.attempts + u32::from(unit.end.is_some_and(End::was_executed)))
             .max()
             .unwrap_or(0)
     }
@@ -147,13 +158,25 @@ impl Entry {
         self.trouble.as_ref().is_some_and(|trouble| !trouble.dead.is_empty())
     }
 
+    /// How the task as a whole was settled: dead if any of its units is, else applied if any of them was, else as the
+    /// first of them that says most about what is in Redis now.
+    pub fn outcome(&self) -> Outcome {
+        const PRECEDENCE: [Outcome; 5] =
+            [Outcome::Applied, Outcome::Invalidated, Outcome::Stale, Outcome::Expired, Outcome::Discarded];
+        if self.is_dead() {
+            return Outcome::Dead;
+        }
+        let ended = |outcome: &Outcome| self.units.iter().any(|unit| unit.end == Some(End::Settled(*outcome)));
+        PRECEDENCE.into_iter().find(ended).unwrap_or(Outcome::Applied)
+    }
+
     /// What a checkpoint says of the units, where there is something to say.
     pub fn unit_ends(&self) -> Option<Vec<UnitEnd>> {
         if self.units.len() < 2 || self.open == self.units.len() {
             return None;
         }
         let ends = self.units.iter().enumerate().map(|(place, unit)| match unit.end {
-            Some(End::Applied) => UnitEnd::Applied,
+            Some(End::Settled(outcome)) => UnitEnd::Settled(outcome),
             Some(End::Dead) => {
                 let death = self.trouble.as_ref().and_then(|trouble| {
                     trouble

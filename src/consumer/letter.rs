@@ -29,7 +29,7 @@ pub fn of_entry(entry: &Entry, partition: &Partition, rules: &Rules, now: Timest
                 let death = trouble.dead.iter().find(|(dead, _, _)| *dead as usize == index);
                 let (outcome, failure) = match (unit.end, death) {
                     (_, Some((_, failure, reason))) => (reason.as_str(), Some(failure)),
-                    (Some(End::Applied), None) => ("applied", None),
+                    (Some(End::Settled(outcome)), None) => (outcome.as_str(), None),
                     (_, None) => ("unfinished", None),
                 };
                 DeadUnit {

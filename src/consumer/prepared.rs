@@ -2,25 +2,44 @@
 
 use std::borrow::Cow;
 
-use crate::task::{Operation, Task};
+use jiff::Timestamp;
+
+use crate::{
+    commands::{CommandSpec, TtlAt},
+    task::{Operation, Task},
+};
 
 /// A simple task whose arguments stand in its bytes as they are sent: without escapes, not in base64.
 pub struct Prepared {
-    pub command: &'static str,
+    pub spec: &'static CommandSpec,
+    /// Where it says when what it writes expires.
+    pub ttl: Option<TtlAt>,
+    /// When the service meant it, in milliseconds since 1970: what a relative time to live counts from.
+    pub meant_ms: i64,
     /// Where each argument begins, and its length.
     args: Box<[(u32, u32)]>,
 }
 
 impl Prepared {
-    /// `value` is what the task was parsed from. None: the task must be parsed again when it is sent.
-    pub fn of(task: &Task<'_>, value: &[u8]) -> Option<Self> {
+    /// `value` is what the task was parsed from. None: the task must be parsed again when it is sent, as there is more to
+    /// be judged then than a time to live.
+    pub fn of(task: &Task<'_>, value: &[u8], accepted_at: Timestamp) -> Option<Self> {
         let Operation::Simple(command) = &task.operation else { return None };
+        let judged = task.deadline.is_some() || task.late.is_some() || task.version.is_some();
+        if judged || (command.class().is_once() && !task.idempotent) {
+            return None;
+        }
         let mut args = Vec::with_capacity(command.args.len());
         for arg in &command.args {
             let Cow::Borrowed(arg) = arg else { return None };
             args.push(place_in(value, arg)?);
         }
-        Some(Self { command: command.spec.name, args: args.into() })
+        Some(Self {
+            spec: command.spec,
+            ttl: command.ttl(),
+            meant_ms: task.occurred_at.unwrap_or(accepted_at).as_millisecond(),
+            args: args.into(),
+        })
     }
 
     pub fn args<'v>(&self, value: &'v [u8]) -> impl Iterator<Item = &'v [u8]> + Clone {
@@ -43,15 +62,13 @@ fn place_in(value: &[u8], part: &[u8]) -> Option<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
-
     use super::*;
     use crate::task::{Config, Rules};
 
     fn check(value: &str, expected: Option<&[&str]>) {
         let rules = Rules::new(Config::default(), ["default".to_owned()]);
         let task = Task::parse(value.as_bytes(), &rules, Timestamp::now()).expect("the task is valid");
-        let prepared = Prepared::of(&task, value.as_bytes());
+        let prepared = Prepared::of(&task, value.as_bytes(), Timestamp::UNIX_EPOCH);
         let args = prepared.as_ref().map(|prepared| prepared.args(value.as_bytes()).collect::<Vec<_>>());
         let expected = expected.map(|args| args.iter().map(|arg| arg.as_bytes()).collect::<Vec<_>>());
         assert_eq!(args, expected, "{value}");
@@ -68,6 +85,7 @@ mod tests {
     fn what_is_not_sent_as_it_stands_is_parsed_again() {
         check(r#"{"type":"simple","command":"SET","args":["k","a\nb"]}"#, None);
         check(r#"{"type":"simple","command":"SET","args":["aw==","dg=="],"encoding":"base64"}"#, None);
+        check(r#"{"type":"simple","command":"INCR","args":["k"]}"#, None);
         check(r#"{"type":"pipeline","commands":[{"command":"SET","args":["k","v"]}]}"#, None);
     }
 }

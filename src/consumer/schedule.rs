@@ -8,10 +8,13 @@
 //! ```text
 //!            insert                 pop_ready              finish
 //!  record ──────────▶ blocked ─▶ ready ─────────▶ running ────────▶ gone, wakes what waited
-//!                                  ▲                │  │
-//!                                  └─── put_back ───┘  │ postpone (keeps its keys)
-//!                                  ▲                   ▼
-//!                                  └────── wake ──── backoff
+//!                                  ▲                   │
+//!                                  ├───── put_back ────┤
+//!                                  │                   │ postpone (keeps its keys)
+//!                                  ├─ wake ─ backoff ◀─┤
+//!                                  │                   │ wait_for_checkpoint (keeps its keys)
+//!                                  └──────── waiting ◀─┘
+//!                              release_waiting
 //! ```
 
 use std::{
@@ -60,7 +63,8 @@ impl Keys {
         self.as_slice().len()
     }
 
-    fn as_slice(&self) -> &[u64] {
+    /// Empty for a barrier.
+    pub fn as_slice(&self) -> &[u64] {
         match self {
             Self::Barrier => &[],
             Self::One(key) => std::slice::from_ref(key),
@@ -77,6 +81,9 @@ pub enum UnitState {
     Ready,
     Running,
     Backoff(Instant),
+    /// It may run when the next checkpoint is durable.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the worker uses it from its next change on"))]
+    Waiting,
 }
 
 struct Node<T> {
@@ -101,6 +108,8 @@ pub struct Schedule<T> {
     /// Ready units that run alone.
     apart: VecDeque<UnitId>,
     backoff: BinaryHeap<Reverse<(Instant, UnitId)>>,
+    /// Units that wait for a checkpoint, in the order in which they would have run.
+    waiting: Vec<UnitId>,
     /// Units that take part in the order by key: not behind a barrier, not finished.
     linked: usize,
     /// A barrier that waits or runs, and what came after it.
@@ -117,6 +126,7 @@ impl<T: Copy> Default for Schedule<T> {
             ready: VecDeque::new(),
             apart: VecDeque::new(),
             backoff: BinaryHeap::new(),
+            waiting: Vec::new(),
             linked: 0,
             barrier: None,
             behind: VecDeque::new(),
@@ -176,7 +186,7 @@ impl<T: Copy> Schedule<T> {
         self.node_mut(id).apart = apart;
     }
 
-    /// A running unit did not run after all: it is the next one again.
+    /// A unit did not run after all: it is the next one again.
     pub fn put_back(&mut self, id: UnitId) {
         let node = self.node_mut(id);
         node.state = UnitState::Ready;
@@ -191,6 +201,24 @@ impl<T: Copy> Schedule<T> {
     pub fn postpone(&mut self, id: UnitId, until: Instant) {
         self.node_mut(id).state = UnitState::Backoff(until);
         self.backoff.push(Reverse((until, id)));
+    }
+
+    /// A running unit did not run after all, and may not before a checkpoint is durable; until then its keys stay taken.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the worker uses it from its next change on"))]
+    pub fn wait_for_checkpoint(&mut self, id: UnitId) {
+        self.node_mut(id).state = UnitState::Waiting;
+        self.waiting.push(id);
+    }
+
+    /// Units that wait for a checkpoint are the next ones again, in their old order. Those that have to wait once more
+    /// are found out when they are popped.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the worker uses it from its next change on"))]
+    pub fn release_waiting(&mut self) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        for id in waiting.drain(..).rev() {
+            self.put_back(id);
+        }
+        self.waiting = waiting;
     }
 
     /// Makes those units ready whose time has come.
@@ -247,6 +275,11 @@ impl<T: Copy> Schedule<T> {
         self.nodes.get(id.0 as usize)?.as_ref().map(|node| node.state)
     }
 
+    /// What an unfinished unit conflicts on.
+    pub fn keys(&self, id: UnitId) -> &Keys {
+        &self.node(id).keys
+    }
+
     /// One of the unit's keys, always the same; none where it has none.
     pub fn first_key(&self, id: UnitId) -> Option<u64> {
         self.node(id).keys.as_slice().first().copied()
@@ -262,6 +295,12 @@ impl<T: Copy> Schedule<T> {
 
     pub fn backoff_len(&self) -> usize {
         self.backoff.len()
+    }
+
+    /// Units that wait for a checkpoint.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the worker uses it from its next change on"))]
+    pub fn waiting_len(&self) -> usize {
+        self.waiting.len()
     }
 
     fn link(&mut self, id: UnitId) {
@@ -325,6 +364,7 @@ impl<T: Copy> Schedule<T> {
             self.free = Vec::new();
             self.ready.shrink_to(KEEP);
             self.behind.shrink_to(KEEP);
+            self.waiting.shrink_to(KEEP);
             self.tails.shrink_to(KEEP);
         }
     }
@@ -395,6 +435,29 @@ mod tests {
     }
 
     #[test]
+    fn units_that_waited_for_a_checkpoint_come_first_and_in_their_old_order() {
+        let mut schedule = Schedule::default();
+        for (unit, key) in [1, 2, 3, 1].into_iter().enumerate() {
+            schedule.insert(keys(&[key]), unit as u32);
+        }
+        let (first, _) = schedule.pop_ready().expect("0 is ready");
+        let (second, _) = schedule.pop_ready().expect("1 is ready");
+        schedule.set_apart(second, true);
+        schedule.insert(keys(&[4]), 4);
+        let (fifth, _) = schedule.pop_ready_if(9, |unit| unit == 4).expect("4 is ready");
+        for id in [first, second, fifth] {
+            schedule.wait_for_checkpoint(id);
+        }
+        assert_eq!((schedule.waiting_len(), schedule.state(first)), (3, Some(UnitState::Waiting)));
+        assert_eq!(schedule.pop_apart(), None);
+        schedule.insert(keys(&[5]), 5);
+        schedule.release_waiting();
+        assert_eq!(schedule.waiting_len(), 0);
+        assert_eq!(schedule.pop_apart().map(|(_, unit)| unit), Some(1), "it still runs alone");
+        assert_eq!(drain(&mut schedule), [0, 4, 2, 5, 3]);
+    }
+
+    #[test]
     fn a_barrier_waits_for_all_and_all_wait_for_it() {
         let mut schedule = Schedule::default();
         schedule.insert(keys(&[1]), 0);
@@ -414,10 +477,19 @@ mod tests {
         Finish,
         PutBack,
         Postpone,
+        WaitForCheckpoint,
+        /// Of all that wait, and the unit finishes.
+        Release,
     }
 
     fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
-        let step = prop_oneof![5 => Just(Step::Finish), 1 => Just(Step::PutBack), 2 => Just(Step::Postpone)];
+        let step = prop_oneof![
+            5 => Just(Step::Finish),
+            1 => Just(Step::PutBack),
+            2 => Just(Step::Postpone),
+            2 => Just(Step::WaitForCheckpoint),
+            1 => Just(Step::Release),
+        ];
         prop::collection::vec((0..4usize, step), 0..200)
     }
 
@@ -455,6 +527,10 @@ mod tests {
                         schedule.wake(now);
                         continue;
                     }
+                    if schedule.waiting_len() > 0 {
+                        schedule.release_waiting();
+                        continue;
+                    }
                     if inserted == units.len() {
                         break;
                     }
@@ -462,13 +538,17 @@ mod tests {
                 }
                 let (which, step) = steps.next().unwrap_or((0, Step::Finish));
                 let (id, unit) = running.swap_remove(which % running.len());
+                if step == Step::Release {
+                    schedule.release_waiting();
+                }
                 match step {
-                    Step::Finish => {
+                    Step::Finish | Step::Release => {
                         schedule.finish(id);
                         finished.push(unit);
                     }
                     Step::PutBack => schedule.put_back(id),
                     Step::Postpone => schedule.postpone(id, now + Duration::from_millis(10)),
+                    Step::WaitForCheckpoint => schedule.wait_for_checkpoint(id),
                 }
             }
             finished.sort_unstable();

@@ -19,12 +19,18 @@ use std::{
     },
 };
 
+use hashbrown::HashSet;
+
 use super::{
     checkpoint::{Finished, State},
     entry::{Entry, TaskSlot, UnitRef},
+    rows::Rows,
     schedule::{Schedule, UnitId},
 };
-use crate::log::{Checkpoint, Epoch, Partition, Reader};
+use crate::{
+    log::{Assigned, BootTime, Checkpoint, Epoch, Lease, Partition, Reader},
+    task::Identity,
+};
 
 /// The most offsets between the watermark and what is read next: what a checkpoint can describe.
 const MAX_SPAN: u64 = 1_048_576;
@@ -51,9 +57,25 @@ impl Budget {
     }
 }
 
+/// Whether this process may send units of a partition. What an earlier owner has on its way may arrive at any time, so
+/// its connections are cut first; and whoever owns the partition next must know whose to cut, so the first unit waits
+/// for a checkpoint that names this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// The process of that boot id did not say that it had ended.
+    Fencing([u8; 16]),
+    /// The next checkpoint names this process.
+    Claiming,
+    Held,
+}
+
 pub struct Window {
     pub partition: Partition,
     pub epoch: Epoch,
+    pub lease: Lease,
+    pub claim: Claim,
+    /// What finished since the last durable checkpoint and would run again after a crash, by key.
+    pub rows: Rows,
     /// Away while a read is under way.
     pub reader: Option<Box<dyn Reader>>,
     pub schedule: Schedule<UnitRef>,
@@ -64,6 +86,8 @@ pub struct Window {
     free: Vec<TaskSlot>,
     /// The slots of unsettled tasks, by offset.
     unfinished: BTreeMap<u64, TaskSlot>,
+    /// The identities of unsettled tasks.
+    identities: HashSet<Identity>,
     /// Offsets whose tasks have something that a checkpoint must say: attempts, or some units done.
     notable: BTreeMap<u64, TaskSlot>,
     /// The offset after the last one that was read.
@@ -79,13 +103,9 @@ pub struct Window {
 }
 
 impl Window {
-    pub fn new(
-        partition: Partition,
-        epoch: Epoch,
-        checkpoint: Option<Checkpoint>,
-        reader: Box<dyn Reader>,
-        budget: Arc<Budget>,
-    ) -> Self {
+    pub fn new(assigned: Assigned, budget: Arc<Budget>) -> Self {
+        let Assigned { partition, epoch, lease, checkpoint, reader } = assigned;
+        let is_new = checkpoint.is_none();
         let Checkpoint { watermark, state } = checkpoint.unwrap_or_default();
         let earlier = match State::decode(watermark, &state) {
             Some(state) => state,
@@ -101,6 +121,12 @@ impl Window {
         Self {
             partition,
             epoch,
+            lease,
+            claim: match earlier.released || is_new || earlier == State::default() {
+                true => Claim::Claiming,
+                false => Claim::Fencing(earlier.boot_id),
+            },
+            rows: Rows::default(),
             reader: Some(reader),
             schedule: Schedule::default(),
             changed: false,
@@ -108,6 +134,7 @@ impl Window {
             entries: Vec::new(),
             free: Vec::new(),
             unfinished: BTreeMap::new(),
+            identities: HashSet::new(),
             notable: BTreeMap::new(),
             next: watermark,
             earlier,
@@ -170,6 +197,7 @@ impl Window {
     /// keys.
     pub fn insert(&mut self, entry: Entry, units: usize) -> TaskSlot {
         let (offset, cost) = (entry.offset, entry.cost(units));
+        self.identities.insert(entry.envelope.identity);
         self.cost += cost;
         self.budget.used.fetch_add(cost, Ordering::Relaxed);
         let slot = match self.free.pop() {
@@ -193,6 +221,7 @@ impl Window {
         self.cost -= cost;
         self.budget.used.fetch_sub(cost, Ordering::Relaxed);
         self.unfinished.remove(&entry.offset);
+        self.identities.remove(&entry.envelope.identity);
         self.notable.remove(&entry.offset);
         self.free.push(slot);
         self.changed = true;
@@ -200,8 +229,14 @@ impl Window {
         if self.unfinished.is_empty() && self.entries.capacity() > 1024 {
             self.entries = Vec::new();
             self.free = Vec::new();
+            self.identities = HashSet::new();
         }
         entry
+    }
+
+    /// Whether a task with this identity is not settled.
+    pub fn holds(&self, identity: &Identity) -> bool {
+        self.identities.contains(identity)
     }
 
     pub fn entry(&self, slot: TaskSlot) -> &Entry {
@@ -241,11 +276,20 @@ impl Window {
         self.unfinished.len()
     }
 
-    /// What to write down now.
+    /// Whether its units may be sent now.
+    pub fn may_send(&self) -> bool {
+        self.claim == Claim::Held && self.lease.is_valid(BootTime::now())
+    }
+
+    /// What to write down now. While an earlier owner is not fenced off its name stays in it.
     pub fn checkpoint(&self, boot_id: [u8; 16], released: bool) -> Checkpoint {
         let watermark = self.watermark();
         let mut finished = Finished::from_unfinished(watermark, self.unfinished.keys().copied(), self.next);
         finished.extend_from(&self.earlier.finished, self.next);
+        let (boot_id, released) = match self.claim {
+            Claim::Fencing(earlier) => (earlier, false),
+            Claim::Claiming | Claim::Held => (boot_id, released),
+        };
         let mut state = State { boot_id, released, finished, ..State::default() };
         for (offset, slot) in &self.notable {
             let entry = self.entry(*slot);

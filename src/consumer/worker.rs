@@ -8,7 +8,7 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -25,15 +25,19 @@ use super::{
     Question,
     entry::{Entry, Letter, TaskSlot, UnitRef},
     schedule::UnitId,
-    window::{Budget, Window},
+    seen::Seen,
+    window::{Budget, Claim, Window},
 };
 use crate::{
     dead_letters::DeadLetters,
-    log::{Assigned, Assignment, CommitError, Entry as LogEntry, Log, ReadError, Reader, TableError},
+    log::{Assignment, CommitError, Entry as LogEntry, Log, ReadError, Reader, TableError},
     queue::{Queues, recent::Settled},
     retry::{Failure, Policy},
-    target::{BatchResult, Connection, ProbeReport, Target, breaker::Breaker, command_hold::CommandHolds},
-    task::{Lane, Rules},
+    target::{
+        BatchResult, Connection, FenceReport, Finding, MarkerState, Past, ProbeReport, Target, breaker::Breaker,
+        command_hold::CommandHolds,
+    },
+    task::{Lane, Outcome, Rules},
     telemetry::metrics::TargetMetrics,
 };
 
@@ -74,6 +78,7 @@ pub struct Parts {
     pub connections: usize,
     pub budget: Arc<Budget>,
     pub boot_id: [u8; 16],
+    pub seen: Arc<Mutex<Seen>>,
     pub metrics: TargetMetrics,
     pub assignments: BoxStream<'static, Assignment>,
     pub questions: mpsc::Receiver<Question>,
@@ -107,6 +112,17 @@ pub struct Worker {
     /// When a canary was last written, and nothing was ambiguous since.
     canary_at: Option<Instant>,
     canary_warned: bool,
+    /// Connections that may still have bytes on their way: nothing is sent until they are cut.
+    past: Vec<Past>,
+    fencing: bool,
+    fence_warned: bool,
+    /// What the server's clock shows more than ours, in milliseconds, and whether it takes absolute times.
+    clock_offset_ms: i64,
+    clock_warned: bool,
+    has_absolute_ttl: bool,
+    inspected: bool,
+    /// What was settled recently, to know what comes again.
+    seen: Arc<Mutex<Seen>>,
     events: FuturesUnordered<BoxFuture<'static, Event>>,
     stopping: bool,
     checkpoint_due: Instant,
@@ -117,11 +133,14 @@ pub struct Worker {
 }
 
 /// A unit that was sent.
+#[derive(Clone, Copy)]
 struct Sent {
     window: usize,
     node: UnitId,
     unit: UnitRef,
     command: &'static str,
+    /// How the unit has ended once this was applied.
+    outcome: Outcome,
     /// Alone on a target that had just taken a canary write.
     on_trial: bool,
 }
@@ -143,6 +162,17 @@ enum Event {
         result: Result<BatchResult, Failure>,
     },
     Probed(Result<ProbeReport, Failure>),
+    Fenced {
+        past: Vec<Past>,
+        result: Result<FenceReport, Failure>,
+    },
+    Inspected(Vec<Finding>),
+    /// The marker of a unit that would be dead because nobody knows whether it ran.
+    Marker {
+        sent: Sent,
+        failure: Failure,
+        result: Result<Option<MarkerState>, Failure>,
+    },
     Letter {
         window: usize,
         task: TaskSlot,
@@ -154,7 +184,13 @@ enum Event {
     },
     Committed {
         window: usize,
+        /// What the checkpoint says of the owner.
+        claim: Claim,
         result: Result<(), CommitError>,
+    },
+    /// A checkpoint could not be stored; this is the pause after it. The next one says the same and more.
+    CommitAgain {
+        window: usize,
     },
 }
 
@@ -185,6 +221,14 @@ impl Worker {
             probing: false,
             canary_at: None,
             canary_warned: false,
+            past: Vec::new(),
+            fencing: false,
+            fence_warned: false,
+            clock_offset_ms: 0,
+            clock_warned: false,
+            has_absolute_ttl: true,
+            inspected: false,
+            seen: parts.seen,
             events: FuturesUnordered::new(),
             stopping: false,
             checkpoint_due: now,
@@ -218,8 +262,10 @@ impl Worker {
     /// The last checkpoints: they say that nothing of this process is on its way to the target any more.
     async fn release(mut self) {
         self.flush_settled();
+        // What may still be on its way is for the next process to cut.
+        let released = self.past.is_empty();
         for window in std::mem::take(&mut self.windows) {
-            let checkpoint = window.checkpoint(self.boot_id, true);
+            let checkpoint = window.checkpoint(self.boot_id, released);
             let (partition, epoch) = (window.partition.clone(), window.epoch);
             if let Err(error) = self.log.commit(&partition, epoch, checkpoint).await {
                 tracing::warn!(partition = %partition, "The last checkpoint of {partition} was not stored: {error}");
@@ -241,10 +287,11 @@ impl Worker {
             self.send(now);
         }
         self.flush_settled();
-        if now >= self.checkpoint_due {
-            self.commit();
+        let due = now >= self.checkpoint_due;
+        if due {
             self.checkpoint_due = now + CHECKPOINT_INTERVAL;
         }
+        self.commit(due);
         if now >= self.gauges_due {
             self.gauges_stale = false;
             self.set_gauges();
@@ -284,16 +331,29 @@ impl Worker {
             Event::Probed(result) => self.take_probe(result),
             Event::Letter { window, task, result } => self.take_letter(window, task, result),
             Event::LetterAgain { window, task } => self.write_letter(window, task),
-            Event::Committed { window, result } => self.take_commit(window, result),
+            Event::Committed { window, claim, result } => self.take_commit(window, claim, result),
+            Event::CommitAgain { window } => {
+                self.windows[window].committing = false;
+                self.windows[window].changed = true;
+            }
+            Event::Fenced { past, result } => self.take_fence(&past, result),
+            Event::Inspected(findings) => self.take_findings(&findings),
+            Event::Marker { sent, failure, result } => self.take_marker(&sent, &failure, result),
         }
     }
 
     fn assign(&mut self, assignment: Assignment) {
         match assignment {
-            Assignment::Assigned(Assigned { partition, epoch, checkpoint, reader }) => {
-                let watermark = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.watermark);
+            Assignment::Assigned(assigned) => {
+                let watermark = assigned.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.watermark);
+                let partition = &assigned.partition;
                 tracing::info!(partition = %partition, watermark, "Consuming {partition} from offset {watermark}");
-                self.windows.push(Window::new(partition, epoch, checkpoint, reader, self.budget.clone()));
+                self.remember_finished(&assigned.partition, watermark);
+                let window = Window::new(assigned, self.budget.clone());
+                if let Claim::Fencing(boot_id) = window.claim {
+                    self.add_past(Past::Process(boot_id));
+                }
+                self.windows.push(window);
             }
             // A journal has one owner, who never loses a partition.
             Assignment::Revoking { partition, .. } | Assignment::Lost { partition } => {

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 
 use super::{
-    AppendError, Assigned, Assignment, Checkpoint, CommitError, Entry, HeadersBuilder, Log, NewRecord, QueueName,
-    ReadError, Record, TableEntry, TableError,
+    AppendError, Assigned, Assignment, BootTime, Checkpoint, CommitError, Entry, HeadersBuilder, Log, NewRecord,
+    QueueName, ReadError, Record, TableEntry, TableError,
 };
 
 /// A test for each property.
@@ -23,6 +23,7 @@ macro_rules! suite {
             records_appended_together_lie_next_to_each_other
             concurrent_appends_are_each_read_once
             next_assignment_starts_from_the_last_checkpoint
+            assignment_comes_with_a_valid_lease
             old_epoch_commits_nothing
             queues_do_not_share_records
             tail_has_the_last_records
@@ -200,6 +201,12 @@ pub(crate) async fn next_assignment_starts_from_the_last_checkpoint(log: &dyn Lo
     assert_eq!((checkpoint.watermark, &checkpoint.state[..]), (entries[2].offset, &b"two"[..]));
     assert!(second.epoch > first.epoch);
     assert_eq!(values(&read(&mut second, 1).await), ["c"]);
+}
+
+pub(crate) async fn assignment_comes_with_a_valid_lease(log: &dyn Log) {
+    let queue = queue("normal");
+    append(log, &queue, "a").await;
+    assert!(assigned(log, &queue).await.lease.is_valid(BootTime::now()));
 }
 
 pub(crate) async fn old_epoch_commits_nothing(log: &dyn Log) {

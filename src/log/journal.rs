@@ -34,7 +34,7 @@
 //! is moved or rewritten; a segment whose records are all finished is unlinked.
 //!
 //! `chain` writes, `recovery` opens, `follower` reads; these are synchronous and work on [`disk::Disk`], so that
-//! tests can cut the power anywhere. `writer`, `inbox` and `reader` put threads and futures around them.
+//! tests can cut the power anywhere. `salvage` gets them past sectors that the disk has lost. `writer`, `inbox` and `reader` put threads and futures around them.
 
 use std::{
     collections::HashMap,
@@ -64,7 +64,7 @@ use self::{
     writer::{Failure, Writer},
 };
 use super::{
-    AppendError, Appended, Assigned, Assignment, Checkpoint, CommitError, Depth, Durability, Entry, Epoch, Log,
+    AppendError, Appended, Assigned, Assignment, Checkpoint, CommitError, Depth, Durability, Entry, Epoch, Lease, Log,
     NewRecord, Partition, Position, QueueName, ReadError, Table, TableError,
 };
 
@@ -83,6 +83,7 @@ mod frame;
 mod inbox;
 mod reader;
 mod recovery;
+mod salvage;
 mod scanner;
 mod segment;
 mod shelf;
@@ -91,6 +92,9 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod writer;
+
+/// A request becomes frames that its reader takes for frames.
+const _: () = assert!(MAX_QUEUED_BYTES <= frame::MAX_PAYLOAD_BYTES);
 
 const LOCK: &str = "LOCK";
 const QUEUES: &str = "queues";
@@ -410,7 +414,9 @@ impl Inner {
         let from = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.watermark);
         let reader = JournalReader::new(writer.home.clone(), writer.shelf.clone(), from);
         let partition = Partition { queue, index: 0 };
-        Some(Assignment::Assigned(Assigned { partition, epoch, checkpoint, reader: Box::new(reader) }))
+        // The lock on the data directory keeps everybody else out.
+        let lease = Lease::forever();
+        Some(Assignment::Assigned(Assigned { partition, epoch, checkpoint, lease, reader: Box::new(reader) }))
     }
 
     async fn commit(&self, partition: &Partition, epoch: Epoch, checkpoint: Checkpoint) -> Result<(), CommitError> {

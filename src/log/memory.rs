@@ -14,7 +14,7 @@ use futures_util::{
 use tokio::sync::watch;
 
 use super::{
-    AppendError, Appended, Assigned, Assignment, Checkpoint, CommitError, Depth, Durability, Entry, Epoch, Log,
+    AppendError, Appended, Assigned, Assignment, Checkpoint, CommitError, Depth, Durability, Entry, Epoch, Lease, Log,
     NewRecord, Partition, Position, QueueName, ReadError, Reader, Record, Table, TableEntry, TableError,
 };
 
@@ -118,6 +118,7 @@ impl Shared {
             partition: Partition { queue, index: 0 },
             epoch,
             checkpoint,
+            lease: Lease::forever(),
             reader: Box::new(reader),
         }))
     }

@@ -18,10 +18,6 @@ use crate::commands::{self, ArgumentFault, NotAccepted};
 
 mod late;
 
-/// Whether `deadline`, `late`, `version`, `ttl_args` and `written_keys` are kept. Until they are, a service that sets one
-/// of them is told so: it relies on it.
-const LATE_FIELDS_EXECUTED: bool = false;
-
 const MAX_RETRIES: u64 = 20;
 /// How far a service's clock may be ahead of ours.
 const MAX_AHEAD: SignedDuration = SignedDuration::from_mins(5);
@@ -38,21 +34,13 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 );
 
 pub(super) fn task<'a>(body: &'a [u8], rules: &Rules, now: Timestamp) -> Result<Task<'a>, Refusal> {
-    task_with(body, rules, now, LATE_FIELDS_EXECUTED)
-}
-
-pub(super) fn task_with<'a>(
-    body: &'a [u8],
-    rules: &Rules,
-    now: Timestamp,
-    late_fields: bool,
-) -> Result<Task<'a>, Refusal> {
     let text = std::str::from_utf8(body).map_err(|_| {
         malformed("the body is not UTF-8; send bytes as base64, with `encoding` set to `base64`".into())
     })?;
     let mut errors = Errors::default();
-    let body = wire::read(text, &mut errors).map_err(|error| malformed(why_not_json(&error)))?;
-    Check { rules, now, errors, late_fields }.task(body)
+    let mut body = Body::default();
+    wire::read(text, &mut body, &mut errors).map_err(|error| malformed(why_not_json(&error)))?;
+    Check { rules, now, errors }.task(body)
 }
 
 fn malformed(detail: String) -> Refusal {
@@ -72,24 +60,20 @@ struct Check<'r> {
     rules: &'r Rules,
     now: Timestamp,
     errors: Errors,
-    late_fields: bool,
 }
 
 impl<'r> Check<'r> {
     fn task<'a>(mut self, mut body: Body<'a>) -> Result<Task<'a>, Refusal> {
-        if !self.late_fields {
-            self.refuse_late_fields(&mut body);
-        }
         let operation = self.operation(&mut body);
         let id = self.id(body.id);
         let target = self.target(body.target);
-        let lane = self.choice("priority", body.priority, &Lane::ALL.map(|lane| (lane.as_str(), lane)));
+        let lane = self.choice("priority", body.priority, Lane::ALL.iter().map(|lane| (lane.as_str(), *lane)));
         let max_retries = self.max_retries(body.max_retries);
         let ordering_key = self.ordering_key(body.ordering_key);
         let idempotent = self.flag("idempotent", body.idempotent).unwrap_or(false);
         let coalesce = self.flag("coalesce", body.coalesce).unwrap_or(true);
         let choices = [("refused", FirstTry::Refused), ("unknown", FirstTry::Unknown)];
-        let first_try = self.choice("first_try", body.first_try, &choices).unwrap_or(FirstTry::Refused);
+        let first_try = self.choice("first_try", body.first_try, choices).unwrap_or(FirstTry::Refused);
         let occurred_at = self.occurred_at(body.occurred_at);
         let deadline = self.time("deadline", body.deadline);
         let late = self.late(body.late);
@@ -147,8 +131,8 @@ impl<'r> Check<'r> {
             self.errors.invalid("/type", "`type` is missing: one of simple, pipeline, lua");
             return None;
         }
-        let kind = self.choice("type", body.kind.take(), &choices)?;
-        let base64 = self.choice("encoding", body.encoding.take(), &[("base64", ())]).is_some();
+        let kind = self.choice("type", body.kind.take(), choices)?;
+        let base64 = self.choice("encoding", body.encoding.take(), [("base64", ())]).is_some();
         match kind {
             Kind::Simple => {
                 self.refuse_foreign(
@@ -166,7 +150,7 @@ impl<'r> Check<'r> {
                     &["command", "args", "script", "keys", "ttl_args", "written_keys"],
                 );
                 let modes = [("each", Mode::Each), ("atomic", Mode::Atomic)];
-                let mode = self.choice("mode", body.mode.take(), &modes).unwrap_or(Mode::Each);
+                let mode = self.choice("mode", body.mode.take(), modes).unwrap_or(Mode::Each);
                 let commands = self.commands(body.commands.take().unwrap_or_default(), base64)?;
                 Some(Operation::Pipeline { mode, commands })
             }
@@ -179,17 +163,18 @@ impl<'r> Check<'r> {
 
     /// Refuses the fields of other types of task.
     fn refuse_foreign(&mut self, body: &Body<'_>, kind: &str, foreign: &[&str]) {
-        let set = [
-            ("command", is_set(&body.command)),
-            ("args", body.args.as_ref().is_some_and(|args| !args.items.is_empty())),
-            ("commands", body.commands.as_ref().is_some_and(|commands| !commands.items.is_empty())),
-            ("mode", is_set(&body.mode)),
-            ("script", is_set(&body.script)),
-            ("keys", body.keys.as_ref().is_some_and(|keys| !keys.items.is_empty())),
-            ("ttl_args", body.ttl_args.as_ref().is_some_and(|args| !args.items.is_empty())),
-            ("written_keys", body.written_keys.as_ref().is_some_and(|keys| !keys.items.is_empty())),
-        ];
-        for (field, _) in set.into_iter().filter(|(field, set)| *set && foreign.contains(field)) {
+        let set = |field: &str| match field {
+            "command" => is_set(&body.command),
+            "args" => body.args.as_ref().is_some_and(|args| !args.items.is_empty()),
+            "commands" => body.commands.as_ref().is_some_and(|commands| !commands.items.is_empty()),
+            "mode" => is_set(&body.mode),
+            "script" => is_set(&body.script),
+            "keys" => body.keys.as_ref().is_some_and(|keys| !keys.items.is_empty()),
+            "ttl_args" => body.ttl_args.as_ref().is_some_and(|args| !args.items.is_empty()),
+            "written_keys" => body.written_keys.as_ref().is_some_and(|keys| !keys.items.is_empty()),
+            other => unreachable!("no type of task lacks the field {other}"),
+        };
+        for field in foreign.iter().filter(|field| set(field)) {
             self.errors.invalid(format!("/{field}"), format!("a task of type {kind} has no such field"));
         }
     }
@@ -462,11 +447,16 @@ impl<'r> Check<'r> {
         }
     }
 
-    fn choice<T: Copy>(&mut self, field: &str, value: Option<Value<'_>>, choices: &[(&str, T)]) -> Option<T> {
+    fn choice<T>(
+        &mut self,
+        field: &str,
+        value: Option<Value<'_>>,
+        choices: impl IntoIterator<Item = (&'static str, T)> + Clone,
+    ) -> Option<T> {
         let text = self.text(field, value)?;
-        let chosen = choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice);
+        let chosen = choices.clone().into_iter().find(|(name, _)| *name == text).map(|(_, choice)| choice);
         if chosen.is_none() {
-            let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
+            let names: Vec<_> = choices.into_iter().map(|(name, _)| name).collect();
             self.errors.invalid(format!("/{field}"), format!("this must be one of: {}", names.join(", ")));
         }
         chosen

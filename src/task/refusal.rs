@@ -10,8 +10,6 @@ pub enum RefusalKind {
     MalformedJson,
     /// A field is missing, unknown, or has a value that it cannot have.
     ValidationFailed,
-    /// A field whose behaviour is not built yet is set.
-    NotSupported,
     /// The target is not configured.
     UnknownTarget,
     /// The policy does not accept the command or script.
@@ -26,7 +24,6 @@ impl RefusalKind {
     pub const ALL: [Self; 7] = [
         Self::MalformedJson,
         Self::ValidationFailed,
-        Self::NotSupported,
         Self::UnknownTarget,
         Self::CommandNotAllowed,
         Self::KeyNotAllowed,
@@ -37,7 +34,6 @@ impl RefusalKind {
         match self {
             Self::MalformedJson => "malformed-json",
             Self::ValidationFailed => "validation-failed",
-            Self::NotSupported => "not-supported",
             Self::UnknownTarget => "unknown-target",
             Self::CommandNotAllowed => "command-not-allowed",
             Self::KeyNotAllowed => "key-not-allowed",

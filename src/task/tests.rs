@@ -116,15 +116,6 @@ fn what_is_wrong_is_named_by_kind_and_place() {
     check(&set(r#","target":"sessions""#), UnknownTarget, &["/target"]);
     check(&set(r#","colour":"red""#), ValidationFailed, &["/colour"]);
     check(&set(r#","id":"a","id":"b""#), ValidationFailed, &["/id"]);
-    for field in [r#""deadline":"2026-11-25T13:00:00Z""#, r#""late":{"do":"drop"}"#, r#""version":"7""#] {
-        let name = field.split('"').nth(1).expect("a name");
-        check(&set(&format!(",{field}")), NotSupported, &[&format!("/{name}")]);
-    }
-    check(
-        r#"{"type":"lua","script":"return 1","ttl_args":[{"index":1,"unit":"ms"}],"written_keys":["k"]}"#,
-        NotSupported,
-        &["/ttl_args", "/written_keys"],
-    );
     let unknown = r#"{"type":"simple","command":"INCR","args":["k"],"first_try":"unknown"}"#;
     check(unknown, OutcomeUnknown, &["/first_try"]);
     parse(&unknown.replace('}', r#","idempotent":true}"#)).expect("harmless by the client's word");

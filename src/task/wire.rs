@@ -124,12 +124,10 @@ impl fmt::Display for Place {
 /// # Errors
 ///
 /// When it is not a JSON object. All else that is wrong is added to `errors`.
-pub(super) fn read<'a>(text: &'a str, errors: &mut Errors) -> Result<Body<'a>, serde_json::Error> {
+pub(super) fn read<'a>(text: &'a str, body: &mut Body<'a>, errors: &mut Errors) -> Result<(), serde_json::Error> {
     let mut json = serde_json::Deserializer::from_str(text);
-    let mut body = Body::default();
-    (&mut json).deserialize_map(Object { place: Place::Body, errors, fields: &mut body })?;
-    json.end()?;
-    Ok(body)
+    (&mut json).deserialize_map(Object { place: Place::Body, errors, fields: body })?;
+    json.end()
 }
 
 /// Where the value of a field goes.
@@ -414,7 +412,7 @@ impl<'de> Shape<'de> for StringList<'_> {
     }
 
     fn list<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        let mut strings = Strings::default();
+        let mut strings = Strings { items: Vec::with_capacity(4), ..Strings::default() };
         while let Some(raw) = seq.next_element::<&RawValue>()? {
             let index = strings.items.len();
             match string(raw.get()) {
@@ -483,11 +481,16 @@ impl<'de> Shape<'de> for ListedCommand<'_> {
     }
 }
 
+/// Without a way out half-way, so that many bytes are looked at together.
+fn has_escape(text: &[u8]) -> bool {
+    text.iter().fold(false, |found, byte| found | (*byte == b'\\'))
+}
+
 /// What an item of a list of strings stands for, and whether it was a number. A string without escapes is borrowed; a
 /// number is its text as it is written, so that no digit is lost: `1.10` stays `1.10`.
 fn string(raw: &str) -> Result<(Cow<'_, [u8]>, bool), &'static str> {
     match raw.as_bytes() {
-        [b'"', inner @ .., b'"'] if !inner.contains(&b'\\') => Ok((Cow::Borrowed(inner), false)),
+        [b'"', inner @ .., b'"'] if !has_escape(inner) => Ok((Cow::Borrowed(inner), false)),
         [b'"', ..] => match serde_json::from_str::<String>(raw) {
             Ok(text) => Ok((Cow::Owned(text.into_bytes()), false)),
             Err(_) => Err("an escape in this string is no character (a lone surrogate?); send bytes as base64"),

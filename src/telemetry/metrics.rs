@@ -46,6 +46,8 @@ pub struct Metrics {
     oldest_age: prometheus::GaugeVec,
     dead_letters: IntGaugeVec,
     breaker: IntGaugeVec,
+    clock_offset: prometheus::GaugeVec,
+    startup_warning: IntGaugeVec,
     /// From the end of a request's body to its answer.
     pub accept_seconds: Histogram,
     /// From a task's acceptance to its being settled.
@@ -79,9 +81,19 @@ pub struct TargetMetrics {
     pub dead_letters: IntGauge,
     /// 0 closed, 1 half open, 2 open.
     pub breaker: IntGauge,
+    /// Seconds that the target's clock shows more than this machine's.
+    pub clock_offset: Gauge,
+    startup_warning: IntGaugeVec,
     pub settle_seconds: Histogram,
     pub retry_count: IntCounter,
     pub retry_max_reached: IntCounter,
+}
+
+impl TargetMetrics {
+    /// Notes something that was found at the start. The code is of a closed set.
+    pub fn warn(&self, code: &str) {
+        self.startup_warning.with_label_values(&[code]).set(1);
+    }
 }
 
 impl Metrics {
@@ -145,6 +157,23 @@ impl Metrics {
                 "redrive_dead_letters",
                 "Dead letters written since the start of the process.",
                 &["target"],
+            ),
+            clock_offset: register(
+                &registry,
+                prometheus::GaugeVec::new(
+                    Opts::new(
+                        "redrive_clock_offset_seconds",
+                        "Seconds that the target's clock shows more than this machine's.",
+                    ),
+                    &["target"],
+                )
+                .expect("the name and label are valid"),
+            ),
+            startup_warning: gauges(
+                &registry,
+                "redrive_startup_warning",
+                "What was found at the start and may cost a promise, by code: 1 if it was found on any target.",
+                &["code"],
             ),
             breaker: gauges(
                 &registry,
@@ -210,6 +239,8 @@ impl Metrics {
             oldest_age: self.oldest_age.with_label_values(&[name]),
             dead_letters: self.dead_letters.with_label_values(&[name]),
             breaker: self.breaker.with_label_values(&[name]),
+            clock_offset: self.clock_offset.with_label_values(&[name]),
+            startup_warning: self.startup_warning.clone(),
             settle_seconds: self.settle_seconds.clone(),
             retry_count: self.retry_count.clone(),
             retry_max_reached: self.retry_max_reached.clone(),

@@ -171,7 +171,7 @@ fn dead_letter_says_how_the_other_commands_ended_also_those_that_ended_later() {
     let proxy = Proxy::start(redis.port());
     refuse_key(&proxy, "later");
     let mut sidecar = Sidecar::start(&proxy.url(), &QUICK);
-    let mut task = each("row", &[&["SET", "later", "1"], &["RPUSH", "text", "2"]]);
+    let mut task = each("row", &[&["SET", "later", "1"], &["SADD", "text", "2"]]);
     task["max_retries"] = 20.into();
     sidecar.post(&task);
     let outcome =
@@ -184,7 +184,7 @@ fn dead_letter_says_how_the_other_commands_ended_also_those_that_ended_later() {
     assert_eq!(outcome(&sidecar), "applied");
     assert_eq!(sidecar.settled("dead"), 1);
     // The dead one was not tried again.
-    assert_eq!(proxy.count("RPUSH", "text"), 1);
+    assert_eq!(proxy.count("SADD", "text"), 1);
 }
 
 #[test]

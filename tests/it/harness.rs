@@ -4,10 +4,11 @@
 //! the test ends.
 
 use std::{
-    process::Command,
+    process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
+pub mod faults;
 pub mod http;
 pub mod proxy;
 pub mod redis;
@@ -15,6 +16,7 @@ pub mod resp;
 pub mod sidecar;
 pub mod task;
 
+pub use faults::{Fault, Faults};
 pub use http::Answer;
 pub use proxy::Proxy;
 pub use redis::Redis;
@@ -39,6 +41,24 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 /// Polls until it is so.
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     wait_for(what, || is_so().then_some(()));
+}
+
+/// Runs the real binary to its end, in a directory of its own.
+pub fn run(args: &[&str]) -> Output {
+    let dir = tempfile::tempdir().expect("a temporary directory can be made");
+    redrive().args(args).current_dir(dir.path()).stdin(Stdio::null()).output().expect("the binary is built")
+}
+
+/// The real binary, in an environment without settings: what is set for the one who runs the tests is not set for it.
+/// Its umask forbids nothing, so that what its files may be is its own doing.
+fn redrive() -> Command {
+    let mut command = mortal("sh");
+    command.args(["-c", r#"umask 000; exec "$0" "$@""#, env!("CARGO_BIN_EXE_redrive")]);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("REDRIVE_")) {
+        command.env_remove(name);
+    }
+    command.env_remove("RUST_LOG");
+    command
 }
 
 /// A command whose process dies with the thread that starts it, also when that thread's process is killed.

@@ -2,15 +2,22 @@
 
 #![expect(clippy::print_stderr, reason = "the logs of a sidecar are shown beside the failure of its test")]
 
+mod ambiguity;
 mod architecture;
+mod at_rest;
 mod chaos;
 mod dead_letters;
 mod demo;
+mod disk;
+mod exposure;
 mod harness;
 mod labels;
+mod late;
 mod memory;
 mod order;
 mod outages;
+mod panic;
 mod secrets;
+mod setup;
 mod status;
 mod stored;

@@ -33,6 +33,9 @@ pub(in crate::api) enum WriteProblems {
     /// The request is well formed and refused: `errors` names the fields at fault.
     #[response(status = 422, content_type = "application/problem+json")]
     Refused(ProblemDocument<'static>),
+    /// The request line and the headers are over the limit.
+    #[response(status = 431, content_type = "application/problem+json")]
+    HeadTooLarge(ProblemDocument<'static>),
     /// The server failed.
     #[response(status = 500, content_type = "application/problem+json")]
     Internal(ProblemDocument<'static>),
@@ -62,6 +65,9 @@ pub(in crate::api) enum ReadProblems {
     /// The `Host` is not one of this server's names.
     #[response(status = 421, content_type = "application/problem+json")]
     WrongHost(ProblemDocument<'static>),
+    /// The request line and the headers are over the limit.
+    #[response(status = 431, content_type = "application/problem+json")]
+    HeadTooLarge(ProblemDocument<'static>),
     /// The server failed.
     #[response(status = 500, content_type = "application/problem+json")]
     Internal(ProblemDocument<'static>),
@@ -85,10 +91,16 @@ pub(in crate::api) enum TokenProblems {
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "documentation only")]
 pub(in crate::api) enum ProbeProblems {
+    /// The request is malformed.
+    #[response(status = 400, content_type = "application/problem+json")]
+    BadRequest(ProblemDocument<'static>),
     /// The path does not know this method.
     #[response(status = 405, content_type = "application/problem+json",
         headers(("Allow" = String, description = "The methods that the path knows.")))]
     MethodNotAllowed(ProblemDocument<'static>),
+    /// The request line and the headers are over the limit.
+    #[response(status = 431, content_type = "application/problem+json")]
+    HeadTooLarge(ProblemDocument<'static>),
     /// No.
     #[response(status = 503, content_type = "application/problem+json",
         headers(("Retry-After" = u32, description = "Seconds to wait.")))]

@@ -3,6 +3,11 @@
 //! hyper's own timeout for the head of a request also runs between requests. Here the two are apart: a client may keep
 //! a connection open for a minute, and must then send a head within seconds. The state is one word that the stream,
 //! the service and the deadline share; all three are polled by one task, so the order of accesses is its order.
+//!
+//! It also tells whose answer is written. What hyper cannot read as a request it refuses by itself, with a bare status
+//! that no setting of it changes, and ends the connection. Every answer of ours comes out of the service; so a head
+//! that is written while no request is being answered is hyper's own. The stream keeps that one back, and the
+//! connection sends a problem in its place.
 
 use std::{
     io,
@@ -11,7 +16,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use tokio::{
@@ -33,8 +38,10 @@ enum Phase {
     Head = 0,
     /// A request is handled: its body, and what is done with it, have bounds of their own.
     Serving = 1,
-    /// The answer is being sent, or the next request is waited for.
-    Idle = 2,
+    /// The answer is being sent.
+    Answering = 2,
+    /// What there was to send is sent, and the next request is waited for.
+    Idle = 3,
 }
 
 impl Activity {
@@ -57,7 +64,21 @@ impl Activity {
     }
 
     pub fn answer_begins(&self) {
-        self.enter(Phase::Idle);
+        self.enter(Phase::Answering);
+    }
+
+    fn answer_progresses(&self) {
+        // Also after a pause, in which what had been ready of the answer was all sent.
+        if self.is(Phase::Answering) || self.is(Phase::Idle) {
+            self.enter(Phase::Answering);
+        }
+    }
+
+    /// Idle since the answer's last progress, so the time stays.
+    fn all_is_sent(&self) {
+        if self.is(Phase::Answering) {
+            self.word.fetch_or(Phase::Idle as u64, Ordering::Relaxed);
+        }
     }
 
     /// When the connection has been at this for too long. None: that is not for the connection to say.
@@ -65,8 +86,8 @@ impl Activity {
         let word = self.word.load(Ordering::Relaxed);
         let limit = match word & 3 {
             phase if phase == Phase::Head as u64 => limits.header_timeout,
-            phase if phase == Phase::Idle as u64 => limits.idle_timeout,
-            _ => return None,
+            phase if phase == Phase::Serving as u64 => return None,
+            _ => limits.idle_timeout,
         };
         Some(self.start + Duration::from_millis(word >> 2) + limit)
     }
@@ -74,16 +95,24 @@ impl Activity {
 
 /// A stream that notes when a request begins to arrive and when an answer makes progress.
 pub(super) struct Watched {
-    pub stream: Box<dyn Stream>,
-    pub activity: Arc<Activity>,
+    stream: Box<dyn Stream>,
+    activity: Arc<Activity>,
+    refusal_kept_back: bool,
 }
 
 impl Watched {
-    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if matches!(written, Poll::Ready(Ok(1..))) && self.activity.is(Phase::Idle) {
-            self.activity.enter(Phase::Idle);
-        }
-        written
+    pub fn new(stream: Box<dyn Stream>, activity: Arc<Activity>) -> Self {
+        Self { stream, activity, refusal_kept_back: false }
+    }
+
+    /// Whether hyper refused a request by itself and the client has not been told.
+    pub fn refusal_kept_back(&self) -> bool {
+        self.refusal_kept_back
+    }
+
+    fn is_refusal_by_hyper(&self, bytes: &[u8]) -> bool {
+        // The rest of an answer whose body pauses is written while nothing seems to be answered, too; but no head.
+        bytes.starts_with(b"HTTP/1.") && (self.activity.is(Phase::Head) || self.activity.is(Phase::Idle))
     }
 }
 
@@ -99,9 +128,8 @@ impl AsyncRead for Watched {
 }
 
 impl AsyncWrite for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.wrote(written)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -109,8 +137,15 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if slices.first().is_some_and(|first| self.is_refusal_by_hyper(first)) {
+            self.refusal_kept_back = true;
+            return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
+        }
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.wrote(written)
+        if matches!(written, Poll::Ready(Ok(1..))) {
+            self.activity.answer_progresses();
+        }
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -118,7 +153,9 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        self.activity.all_is_sent();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

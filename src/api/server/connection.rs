@@ -1,11 +1,12 @@
-//! One connection: hyper's protocol, our deadlines, and the two ways in which it may end without an answer.
+//! One connection: hyper's protocol, our deadlines, the answer to what is no request, and the two ways in which it may
+//! end without an answer.
 
 use std::{
     convert::Infallible,
-    future::poll_fn,
+    future::{poll_fn, ready},
     pin::{Pin, pin},
-    sync::Arc,
-    task::{Poll, ready},
+    sync::{Arc, Mutex},
+    task::{self, Poll},
     time::Duration,
 };
 
@@ -16,7 +17,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::future::BoxFuture;
-use hyper::{body::Incoming, server::conn::http1, service::Service};
+use hyper::{
+    body::Incoming,
+    server::conn::http1,
+    service::{Service, service_fn},
+};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -29,7 +34,10 @@ use super::{
     Limits, Stream,
     activity::{Activity, Watched},
 };
-use crate::api::guard::OverUnixSocket;
+use crate::{
+    api::{front, guard::OverUnixSocket},
+    telemetry::metrics::Metrics,
+};
 
 /// Bytes of a request's head, and of what is read at once of a body.
 const BUFFER: usize = 16 * 1024;
@@ -56,6 +64,7 @@ impl NoAnswer {
 #[derive(Clone)]
 pub(super) struct Connection {
     pub router: Router,
+    pub metrics: Arc<Metrics>,
     pub limits: Limits,
     pub over_unix: bool,
     /// Finish the request under way, take no other.
@@ -76,19 +85,19 @@ impl Connection {
     async fn serve_to_its_end(self, stream: Box<dyn Stream>) {
         let activity = Activity::new();
         let service = Requests { router: self.router, over_unix: self.over_unix, activity: activity.clone() };
-        let io = TokioIo::new(Watched { stream, activity: activity.clone() });
+        let io = TokioIo::new(Watched::new(stream, activity.clone()));
         let mut connection = http1::Builder::new().max_buf_size(BUFFER).serve_connection(io, service);
 
         let mut shutdown = pin!(self.shutdown.cancelled());
         let mut stopping = false;
         let mut alarm = pin!(sleep_until(Instant::now() + self.limits.header_timeout));
-        let answered = poll_fn(|cx| {
+        let ended = poll_fn(|cx| {
             if !stopping && shutdown.as_mut().poll(cx).is_ready() {
                 stopping = true;
                 Pin::new(&mut connection).graceful_shutdown();
             }
             if let Poll::Ready(ended) = connection.poll_without_shutdown(cx) {
-                return Poll::Ready(ended.is_ok());
+                return Poll::Ready(Some(ended));
             }
             loop {
                 // The alarm is set back only when it would ring too late, not with every request.
@@ -96,19 +105,44 @@ impl Connection {
                 if let Some(deadline) = deadline.filter(|deadline| *deadline < alarm.deadline()) {
                     alarm.as_mut().reset(deadline);
                 }
-                ready!(alarm.as_mut().poll(cx));
+                task::ready!(alarm.as_mut().poll(cx));
                 let now = Instant::now();
                 match deadline {
-                    Some(deadline) if deadline <= now => return Poll::Ready(false),
+                    Some(deadline) if deadline <= now => return Poll::Ready(None),
                     later => alarm.as_mut().reset(later.unwrap_or(now + self.limits.idle_timeout)),
                 }
             }
         })
         .await;
-        if answered && !stopping {
-            linger(connection.into_parts().io.into_inner()).await;
+        let mut stream = connection.into_parts().io.into_inner();
+        match ended {
+            Some(Ok(())) => {}
+            // The one refusal about which hyper says nothing at all is that of HTTP/2.
+            Some(Err(error)) if stream.refusal_kept_back() || error.is_parse_version_h2() => {
+                activity.answer_begins();
+                let answer = answer(&mut stream, front::unreadable(&self.metrics, &error));
+                // A client that does not read it has it no longer than other answers.
+                if timeout(self.limits.idle_timeout, answer).await.is_err() {
+                    return;
+                }
+            }
+            Some(Err(_)) | None => return,
+        }
+        if !stopping {
+            linger(stream).await;
         }
     }
+}
+
+/// Has hyper send the answer as to any request: to one of ours, in place of what it could not read.
+async fn answer(stream: &mut Watched, answer: Response) {
+    let request = &b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n"[..];
+    let io = TokioIo::new(tokio::io::join(request, stream));
+    let answer = Mutex::new(Some(answer));
+    let service = service_fn(|_| ready(answer.lock().expect("held for a moment").take().ok_or(NoAnswer)));
+    // Half closed: all of the request has been read.
+    // If it cannot be sent, then the client is gone.
+    let _ = http1::Builder::new().half_close(true).serve_connection(io, service).without_shutdown().await;
 }
 
 async fn linger(mut stream: Watched) {

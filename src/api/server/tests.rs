@@ -1,6 +1,7 @@
 use std::os::unix::fs::PermissionsExt;
 
-use axum::routing::get;
+use axum::{body::Body, routing::get};
+use futures_util::stream;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
@@ -8,6 +9,7 @@ use tokio::{
 };
 
 use super::*;
+use crate::api::ProblemType;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
@@ -17,11 +19,22 @@ fn any_port() -> Listen {
     Listen::Tcp(([127, 0, 0, 1], 0).into())
 }
 
+fn metrics() -> Arc<Metrics> {
+    Metrics::new(&ProblemType::slugs())
+}
+
 fn router() -> Router {
     Router::new()
         .route("/", get(async || "here"))
         .route("/slow", get(async || sleep(Duration::from_millis(300)).await))
         .route("/never", get(std::future::pending::<()>))
+        .route("/pausing", get(async || Body::from_stream(stream::unfold(0, pause_before_part))))
+}
+
+/// Parts that look like the head of an answer, each after a pause.
+async fn pause_before_part(part: u32) -> Option<(io::Result<&'static str>, u32)> {
+    sleep(Duration::from_millis(50)).await;
+    (part < 3).then_some((Ok("HTTP/1.1 400 Bad Request\r\n"), part + 1))
 }
 
 /// Serves until the token is cancelled; the task ends when everything has.
@@ -29,7 +42,7 @@ fn serve(limits: Limits, grace: Duration) -> (SocketAddr, CancellationToken, tok
     let server = Server::bind(&[any_port()], limits).expect("a port is free");
     let address = server.bound()[0].tcp().expect("it is TCP");
     let shutdown = CancellationToken::new();
-    (address, shutdown.clone(), tokio::spawn(server.serve(router(), shutdown, grace)))
+    (address, shutdown.clone(), tokio::spawn(server.serve(router(), metrics(), shutdown, grace)))
 }
 
 async fn connect(address: SocketAddr) -> TcpStream {
@@ -70,7 +83,7 @@ async fn unix_socket_is_for_this_user_and_goes_away() {
     assert_eq!(std::fs::read_dir(directory.path()).expect("it can be read").count(), 1);
 
     let shutdown = CancellationToken::new();
-    let serving = tokio::spawn(server.serve(router(), shutdown.clone(), PATIENCE));
+    let serving = tokio::spawn(server.serve(router(), metrics(), shutdown.clone(), PATIENCE));
     let mut stream = UnixStream::connect(&path).await.expect("the server listens");
     stream.write_all(LAST_REQUEST).await.expect("the server reads");
     assert!(read_to_end(&mut stream).await.ends_with("here"));
@@ -123,6 +136,18 @@ async fn connection_is_kept_between_requests_and_closed_when_idle() {
     let begun = Instant::now();
     assert_eq!(read_to_end(&mut idle).await, "");
     assert!(begun.elapsed() >= Duration::from_millis(1000), "closed after {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn answer_of_ours_is_never_taken_for_a_refusal_of_hypers() {
+    let (address, _shutdown, _serving) = serve(Limits::default(), PATIENCE);
+    let mut stream = connect(address).await;
+    let nowhere = b"GET /nowhere HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let last = b"GET /pausing HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    stream.write_all(&[&nowhere[..], REQUEST, nowhere, last].concat()).await.expect("the server reads");
+    let answers = read_to_end(&mut stream).await;
+    assert_eq!(answers.matches("HTTP/1.1 404 Not Found").count(), 2, "{answers}");
+    assert_eq!(answers.matches("HTTP/1.1 400 Bad Request").count(), 3, "{answers}");
 }
 
 #[tokio::test]

@@ -187,7 +187,7 @@ impl World {
         let address = bound[0].tcp().expect("it is TCP");
         let router = plane(&self.state, Hosts::new(&bound, &self.state.config.allowed_hosts));
         let shutdown = CancellationToken::new();
-        tokio::spawn(server.serve(router, shutdown.clone(), PATIENCE));
+        tokio::spawn(server.serve(router, self.state.metrics.clone(), shutdown.clone(), PATIENCE));
         (address, shutdown.drop_guard())
     }
 
@@ -266,6 +266,27 @@ pub async fn read_to_end(stream: &mut TcpStream) -> String {
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
     String::from_utf8(answer).expect("answers are text")
+}
+
+/// The answers that came over one connection.
+pub fn answers(mut text: &str) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    while !text.is_empty() {
+        let (head, rest) = text.split_once("\r\n\r\n").expect("a head ends with an empty line");
+        let (status, lines) = head.split_once("\r\n").expect("an answer has headers");
+        let status = status.strip_prefix("HTTP/1.1 ").and_then(|status| status.get(..3)).expect("a status line");
+        let header = |line: &str| {
+            let (name, value) = line.split_once(": ").expect("a header has a name and a value");
+            (name.parse().expect("a header's name"), value.parse().expect("a header's value"))
+        };
+        let headers: HeaderMap = lines.split("\r\n").map(header).collect();
+        let length = headers["content-length"].to_str().expect("the header is text").parse().expect("a length");
+        let (body, next) = rest.split_at(length);
+        let body = serde_json::from_str(body).unwrap_or_else(|_| body.into());
+        answers.push(Answer { status: status.parse().expect("a status"), headers, body });
+        text = next;
+    }
+    answers
 }
 
 /// A request for `POST /tasks` as bytes, the last one of its connection.

@@ -4,6 +4,12 @@ use axum::{
     http::{Method, Request, StatusCode},
 };
 
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
 use super::harness::*;
 use crate::api::openapi;
 
@@ -63,6 +69,117 @@ async fn panic_of_a_handler_is_a_problem() {
     answer.assert_problem("internal");
     assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
     assert!(!answer.body.to_string().contains("as the test asked"));
+}
+
+const READABLE: &str = "GET /readyz HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
+/// What hyper refuses before anything of ours sees it.
+fn unreadable() -> Vec<(Vec<u8>, &'static str)> {
+    let post = |headers: &str| format!("POST /tasks HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n\r\n").into_bytes();
+    let many = (0..101).map(|number| format!("x-{number}: 1\r\n")).collect::<String>();
+    let invalid = [
+        // The beginning of TLS, of HTTP/2, of a command to Redis.
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n".to_vec(),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        b"*1\r\n$4\r\nPING\r\n".to_vec(),
+        b"GET /\r\n\r\n".to_vec(),
+        b"GET / HTTP/2.0\r\nhost: localhost\r\n\r\n".to_vec(),
+        b"GET / HTTP/0.9\r\nhost: localhost\r\n\r\n".to_vec(),
+        b"GE(T / HTTP/1.1\r\nhost: localhost\r\n\r\n".to_vec(),
+        b"GET /a b HTTP/1.1\r\nhost: localhost\r\n\r\n".to_vec(),
+        b"GET http:// HTTP/1.1\r\nhost: localhost\r\n\r\n".to_vec(),
+        post("no-colon"),
+        post("spaced name: 1"),
+        post("x: a\0b"),
+        post("x: 1\r\n folded"),
+        post("content-length: some"),
+        post("content-length: -1"),
+        post("content-length: 1\r\ncontent-length: 2"),
+        post("transfer-encoding: gzip"),
+    ];
+    let too_large = [
+        post(&format!("x: {}", "y".repeat(20_000))),
+        post(&many),
+        format!("GET /{} HTTP/1.1\r\nhost: localhost\r\n\r\n", "y".repeat(20_000)).into_bytes(),
+        // Far more than is ever read, and no end.
+        format!("GET /{}", "y".repeat(1_000_000)).into_bytes(),
+    ];
+    let invalid = invalid.into_iter().map(|bytes| (bytes, "invalid-request"));
+    invalid.chain(too_large.into_iter().map(|bytes| (bytes, "head-too-large"))).collect()
+}
+
+fn assert_unreadable(answer: &Answer, slug: &str) {
+    answer.assert_problem(slug);
+    let status = if slug == "head-too-large" { 431 } else { 400 };
+    assert_eq!((answer.status.as_u16(), &answer.body["accepted"]), (status, &false.into()), "{answer:?}");
+    assert!(answer.header("date").is_some(), "{answer:?}");
+    assert_eq!(answer.header("connection"), Some("close"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_as_a_request_is_a_problem() {
+    let world = World::new();
+    for (address, _server) in [world.serve_data(), world.serve_ops()] {
+        for (bytes, slug) in unreadable() {
+            let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned();
+            let before = world.refused(slug);
+            // That the connection is closed is what ends the exchange.
+            let [answer] = &answers(&exchange(address, &bytes).await)[..] else { panic!("one answer to {shown:?}") };
+            assert_unreadable(answer, slug);
+            assert_eq!(world.refused(slug), before + 1, "{shown:?}");
+
+            // Behind a request on the same connection, in one packet with it.
+            let pipelined = [READABLE.as_bytes(), &bytes].concat();
+            let answers = answers(&exchange(address, pipelined).await);
+            assert_eq!(answers.len(), 2, "{shown:?}: {answers:?}");
+            assert_eq!(answers[0].body, "ok\n");
+            assert_unreadable(&answers[1], slug);
+        }
+    }
+    assert!(world.stored().is_empty());
+}
+
+#[tokio::test]
+async fn request_that_breaks_later_is_a_problem() {
+    let world = World::new();
+    let (address, _server) = world.serve_data();
+    // The second one comes when the first has been answered.
+    let mut stream = TcpStream::connect(address).await.expect("the server listens");
+    stream.write_all(READABLE.as_bytes()).await.expect("the server reads");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"ok\n") {
+        stream.read_buf(&mut answer).await.expect("the connection is open");
+    }
+    stream.write_all(b"GET / HTTP/1.1\r\nhost").await.expect("the server reads");
+    stream.write_all(b"\r\n\r\n").await.expect("the server reads");
+    let answer = timeout(PATIENCE, read_to_end(&mut stream)).await.expect("the server closes in time");
+    assert_unreadable(&answers(&answer)[0], "invalid-request");
+
+    // A body is read when its head was good.
+    for chunks in ["zz\r\n", "5\r\nhello, world\r\n", "fffffffffffffffff\r\n", "5\nhello"] {
+        let request = format!(
+            "POST /tasks HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n\
+             transfer-encoding: chunked\r\n\r\n{chunks}"
+        );
+        let answer = &answers(&exchange(address, request).await)[0];
+        answer.assert_problem("invalid-request");
+        assert_eq!(answer.body["accepted"], false);
+    }
+    assert!(world.stored().is_empty());
+}
+
+/// Half of a request is not answered: who closes does not wait for an answer.
+#[tokio::test]
+async fn request_that_ends_early_has_no_answer() {
+    let world = World::new();
+    let (address, _server) = world.serve_data();
+    for bytes in ["", "GET", "GET / HTTP/1.1\r\nhost: localhost\r\n"] {
+        let mut stream = TcpStream::connect(address).await.expect("the server listens");
+        stream.write_all(bytes.as_bytes()).await.expect("the server reads");
+        stream.shutdown().await.expect("the connection is open");
+        let answer = timeout(PATIENCE, read_to_end(&mut stream)).await.expect("the server closes in time");
+        assert_eq!(answer, "", "{bytes:?}");
+    }
 }
 
 #[cfg(feature = "swagger-ui")]

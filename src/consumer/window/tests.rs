@@ -10,11 +10,12 @@ use crate::{
     consumer::{
         checkpoint::UnitEnd,
         entry::{End, Letter, Unit},
+        rows::ReplayKind,
         schedule::UnitId,
     },
     log::{Entry as LogEntry, QueueName, ReadError},
     queue::Envelope,
-    task::TaskId,
+    task::{Outcome, TaskId},
 };
 
 /// Records are put into the window by the test itself.
@@ -29,7 +30,8 @@ impl Reader for NoReader {
 fn window(checkpoint: Option<Checkpoint>, budget: &Arc<Budget>) -> Window {
     let queue = QueueName { target: "default".into(), lane: "normal" };
     let partition = Partition { queue, index: 0 };
-    Window::new(partition, Epoch(1), checkpoint, Box::new(NoReader), budget.clone())
+    let (epoch, lease, reader) = (Epoch(1), Lease::forever(), Box::new(NoReader));
+    Window::new(Assigned { partition, epoch, lease, checkpoint, reader }, budget.clone())
 }
 
 fn entry(offset: u64, units: usize) -> Entry {
@@ -38,6 +40,7 @@ fn entry(offset: u64, units: usize) -> Entry {
     let unit = || Unit {
         node: UnitId::NONE,
         idempotent: true,
+        kind: ReplayKind::Other,
         attempts: 0,
         strikes: 0,
         suspect: false,
@@ -128,7 +131,7 @@ fn half_done_pipelines_and_attempts_survive_also_where_they_were_not_read_again(
     for offset in [4, 8] {
         let slot = first.unfinished[&offset];
         let entry = first.entry_mut(slot);
-        entry.units[0].end = Some(End::Applied);
+        entry.units[0].end = Some(End::Settled(Outcome::Applied));
         entry.units[2].attempts = 2;
         entry.open = 2;
         first.note(slot);
@@ -143,7 +146,7 @@ fn half_done_pipelines_and_attempts_survive_also_where_they_were_not_read_again(
 
     let third = window(Some(stored), &budget);
     let earlier = third.earlier(8).expect("it is not finished");
-    assert_eq!(earlier.units, [UnitEnd::Applied, UnitEnd::Unfinished, UnitEnd::Unfinished]);
+    assert_eq!(earlier.units, [UnitEnd::Settled(Outcome::Applied), UnitEnd::Unfinished, UnitEnd::Unfinished]);
     assert_eq!(earlier.attempts, [(2, 2)]);
 }
 

@@ -6,9 +6,14 @@ use jiff::Timestamp;
 
 use super::{Event, Worker};
 use crate::{
+    consumer::window::Claim,
+    faults,
     retry::Failure,
-    target::{ProbeReport, breaker::State as BreakerState},
+    target::{FenceReport, Finding, Past, ProbeReport, breaker::State as BreakerState},
 };
+
+/// How far the clocks of this machine and of a target may be apart before it is worth a warning, in milliseconds.
+const CLOCK_TOLERANCE_MS: i64 = 1000;
 
 impl Worker {
     pub(super) fn probe(&mut self) {
@@ -26,6 +31,7 @@ impl Worker {
         match result {
             Ok(report) => {
                 self.canary_at = Some(now);
+                self.note_clock(&report);
                 if let Some(refused) = report.canary_refused
                     && !self.canary_warned
                 {
@@ -39,6 +45,10 @@ impl Worker {
                     );
                 }
                 self.breaker.on_probe(Ok(()), now);
+                if !std::mem::replace(&mut self.inspected, true) {
+                    let target = self.target.clone();
+                    self.events.push(Box::pin(async move { Event::Inspected(target.inspect().await) }));
+                }
             }
             Err(failure) => {
                 self.canary_at = None;
@@ -78,6 +88,97 @@ impl Worker {
                 "Released the tasks of {} after {seconds:.1} s",
                 self.target.name()
             );
+        }
+    }
+
+    fn note_clock(&mut self, report: &ProbeReport) {
+        self.has_absolute_ttl = report.has_absolute_ttl;
+        self.clock_offset_ms = report.clock_offset_ms;
+        self.metrics.clock_offset.set(report.clock_offset_ms as f64 / 1000.0);
+        let is_off = report.clock_offset_ms.abs() > CLOCK_TOLERANCE_MS;
+        if is_off && !self.clock_warned {
+            tracing::warn!(
+                redis.target = self.target.name(),
+                offset_ms = report.clock_offset_ms,
+                "The clock of {} shows {} ms more than this machine's: times to live are corrected by that, but one of the two is wrong",
+                self.target.name(),
+                report.clock_offset_ms
+            );
+        }
+        self.clock_warned = is_off;
+    }
+
+    /// What was found on the target when it was first reached, for whoever reads the log.
+    pub(super) fn take_findings(&self, findings: &[Finding]) {
+        for finding in findings {
+            self.metrics.warn(finding.code);
+            tracing::warn!(
+                redis.target = self.target.name(),
+                code = finding.code,
+                "{}: {} {}",
+                self.target.name(),
+                finding.message,
+                finding.remedy
+            );
+        }
+    }
+
+    /// Notes connections whose bytes may still arrive. Nothing is sent until they are cut.
+    pub(super) fn add_past(&mut self, past: Past) {
+        if !self.past.contains(&past) {
+            self.past.push(past);
+        }
+    }
+
+    /// Cuts them, as soon as the target can be asked to.
+    pub(super) fn fence(&mut self) {
+        if self.fencing || self.past.is_empty() || matches!(self.breaker.state(), BreakerState::Open { .. }) {
+            return;
+        }
+        self.fencing = true;
+        let (target, past) = (self.target.clone(), self.past.clone());
+        self.events.push(Box::pin(async move {
+            faults::hit("before-fence");
+            let past_to_cut = if faults::planted("no-client-kill") { &[][..] } else { &past };
+            let result = target.fence(past_to_cut).await;
+            faults::hit("after-fence");
+            Event::Fenced { past, result }
+        }));
+    }
+
+    pub(super) fn take_fence(&mut self, past: &[Past], result: Result<FenceReport, Failure>) {
+        self.fencing = false;
+        let report = match result {
+            Ok(report) => report,
+            Err(failure) => return self.note_target_failure(&failure, Instant::now(), Timestamp::now()),
+        };
+        if let Some(refused) = report.not_permitted
+            && !std::mem::replace(&mut self.fence_warned, true)
+        {
+            tracing::warn!(
+                redis.target = self.target.name(),
+                error.code = %refused.code,
+                "{} does not let Redrive cut its own old connections ({}): what was on its way over one may still arrive and overwrite what was written since, unless it is versioned or made once; allow its user client|list and client|kill",
+                self.target.name(),
+                refused.code
+            );
+        }
+        if report.killed > 0 {
+            tracing::info!(
+                redis.target = self.target.name(),
+                connections = report.killed,
+                "Cut {} old connections to {} whose last writes were not answered",
+                report.killed,
+                self.target.name()
+            );
+        }
+        self.past.retain(|pending| !past.contains(pending));
+        for window in &mut self.windows {
+            if let Claim::Fencing(boot_id) = window.claim
+                && past.contains(&Past::Process(boot_id))
+            {
+                window.claim = Claim::Claiming;
+            }
         }
     }
 }

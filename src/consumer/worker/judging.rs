@@ -4,17 +4,18 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::{Sent, Worker, trace_id};
+use super::{Event, Sent, Worker, trace_id};
 use crate::{
     consumer::{
-        entry::{End, Entry, UnitRef},
+        entry::{Entry, UnitRef},
         schedule::{UnitId, UnitState},
     },
     retry::{self, Failure, FailureClass, History, Policy, ReasonClass, Verdict},
     target::{
-        BatchResult, Connection,
+        BatchResult, Connection, Done, Marker, MarkerState, Past,
         command_hold::{CommandHolds, Ruling, Sending, Waiting as Parked},
     },
+    task::{Outcome, Task},
 };
 
 impl Worker {
@@ -37,6 +38,9 @@ impl Worker {
                 }
             }
             Ok(result) => {
+                if let Some(name) = &result.spoilt {
+                    self.add_past(Past::Connection(name.clone()));
+                }
                 let signal = result.target_failure().cloned();
                 match signal {
                     Some(failure) => self.note_target_failure(&failure, now, today),
@@ -49,7 +53,8 @@ impl Worker {
                 // Backwards, so that those put back stand in their old order again.
                 for (sent, result) in sent.iter().zip(result.results).rev() {
                     match result {
-                        Ok(()) => self.applied(sent, today),
+                        Ok(Done::Applied | Done::AppliedBefore) => self.succeeded(sent, sent.outcome, today),
+                        Ok(Done::Stale) => self.succeeded(sent, Outcome::Stale, today),
                         Err(failure) => self.failed(sent, failure, now, today),
                     }
                 }
@@ -57,22 +62,16 @@ impl Worker {
         }
     }
 
-    fn applied(&mut self, sent: &Sent, today: Timestamp) {
+    /// The target did what it was asked to.
+    fn succeeded(&mut self, sent: &Sent, outcome: Outcome, today: Timestamp) {
         self.metrics.attempts[0].inc();
         if let Some(waiting) = self.holds.on_success(sent.command) {
             self.unpark(sent.command, waiting);
         }
         let window = &mut self.windows[sent.window];
-        window.schedule.finish(sent.node);
-        let entry = window.entry_mut(sent.unit.task);
-        entry.units[sent.unit.unit as usize].end = Some(End::Applied);
-        entry.letter.outdate();
-        entry.open -= 1;
-        if entry.open == 0 {
-            self.finish(sent.window, sent.unit.task, today);
-        } else {
-            window.note(sent.unit.task);
-        }
+        let kind = window.entry(sent.unit.task).units[sent.unit.unit as usize].kind;
+        window.rows.finished(window.schedule.keys(sent.node), kind);
+        self.end_unit(sent.window, sent.node, sent.unit, outcome, today);
     }
 
     fn failed(&mut self, sent: &Sent, failure: Failure, now: Instant, today: Timestamp) {
@@ -123,10 +122,62 @@ impl Worker {
                 window.schedule.postpone(sent.node, now + after);
             }
             Verdict::Dead { reason } => {
+                if reason == ReasonClass::Ambiguous
+                    && let Some(marker) = self.marker_of(sent)
+                {
+                    return self.read_marker(*sent, marker, failure);
+                }
                 if reason == ReasonClass::RetriesExhausted {
                     self.metrics.retry_max_reached.inc();
                 }
                 self.die(sent.window, sent.unit, &failure, reason, today);
+            }
+        }
+    }
+
+    /// The marker that a once-unit has left if it ran; none for other units.
+    fn marker_of(&self, sent: &Sent) -> Option<Marker> {
+        let envelope = &self.windows[sent.window].entry(sent.unit.task).envelope;
+        let task = Task::parse(&envelope.value, &self.rules, envelope.accepted_at).ok()?;
+        let unit = task.operation.units().nth(sent.unit.unit as usize)?;
+        (task.version.is_none() && task.is_once(&unit)).then(|| Marker {
+            id_hash: envelope.identity.id_hash(),
+            unit: sent.unit.unit,
+            accepted_at: envelope.accepted_at,
+        })
+    }
+
+    /// Nobody knows whether a once-unit ran, and it will not be sent again: its marker knows, once nothing of it can
+    /// arrive any more.
+    fn read_marker(&mut self, sent: Sent, marker: Marker, failure: Failure) {
+        self.in_flight += 1;
+        self.units_in_flight += 1;
+        let (target, past) = (self.target.clone(), self.past.clone());
+        self.events.push(Box::pin(async move {
+            let result = match target.fence(&past).await {
+                Ok(_) => target.marker(&marker).await,
+                Err(failure) => Err(failure),
+            };
+            Event::Marker { sent, failure, result }
+        }));
+    }
+
+    pub(super) fn take_marker(
+        &mut self,
+        sent: &Sent,
+        failure: &Failure,
+        result: Result<Option<MarkerState>, Failure>,
+    ) {
+        self.in_flight -= 1;
+        self.units_in_flight -= 1;
+        let (now, today) = (Instant::now(), Timestamp::now());
+        match result {
+            Ok(Some(MarkerState::Applied)) => self.succeeded(sent, sent.outcome, today),
+            Ok(Some(MarkerState::Partial)) => self.die(sent.window, sent.unit, failure, ReasonClass::Partial, today),
+            Ok(None) => self.die(sent.window, sent.unit, failure, ReasonClass::Ambiguous, today),
+            Err(away) => {
+                self.note_target_failure(&away, now, today);
+                self.hold(sent, &away, today);
             }
         }
     }

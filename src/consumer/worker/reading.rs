@@ -8,13 +8,15 @@ use crate::{
     consumer::{
         checkpoint::UnitEnd,
         entry::{End, Entry, Letter, Unit, UnitRef, remembered_failure},
+        plan,
         prepared::Prepared,
+        rows::ReplayKind,
         schedule::{Keys, UnitId},
     },
-    log::{Entry as LogEntry, ReadError, Reader},
-    queue::{Envelope, recent::Settled},
+    log::{Entry as LogEntry, Partition, ReadError, Reader},
+    queue::{Envelope, REFILL_BYTES, REFILL_RECORDS, recent::Settled},
     retry::{Executed, Failure, ReasonClass},
-    task::{Task, TaskId},
+    task::{Outcome, Task, TaskId},
 };
 
 impl Worker {
@@ -74,9 +76,13 @@ impl Worker {
             }
         };
         let Some(earlier) = self.windows[number].earlier(offset) else {
+            self.remember(&envelope);
             self.settled.push(Settled { identity: envelope.identity, outcome: None, attempts: 0, last_error: None });
             return;
         };
+        if self.is_duplicate(&envelope, now) {
+            return self.drop_duplicate(number, &envelope);
+        }
         // The record is a slice of what was read with it, which one waiting task must not keep in memory.
         let value = std::mem::take(&mut envelope.value);
         envelope.value = bytes::Bytes::copy_from_slice(&value);
@@ -90,32 +96,35 @@ impl Worker {
         };
         let ordering_key =
             task.ordering_key.as_ref().map(|key| xxhash_rust::xxh3::xxh3_64_with_seed(key.as_bytes(), 1));
-        let units: Vec<(Keys, bool)> = task
+        let late = task.late.or(envelope.late);
+        let units: Vec<(Keys, bool, ReplayKind)> = task
             .operation
             .units()
-            .map(|unit| {
+            .enumerate()
+            .map(|(place, unit)| {
                 let hashes = unit.keys.iter().map(|key| xxhash_rust::xxh3::xxh3_64(key.bytes));
                 // A unit whose keys are not known stays a barrier: the ordering key adds an order and removes none.
                 let ordering_key = ordering_key.filter(|_| !unit.is_barrier());
-                (Keys::new(hashes.chain(ordering_key)), task.idempotent || unit.class == Class::Idempotent)
+                let keys = Keys::new(hashes.chain(ordering_key));
+                (keys, task.idempotent || unit.class == Class::Idempotent, plan::replay_kind(&task, late, place, &unit))
             })
             .collect();
         let entry = Entry {
             offset,
-            max_retries: task.max_retries.unwrap_or(self.policy.max_retries),
+            max_retries: task.max_retries.or(envelope.max_retries).unwrap_or(self.policy.max_retries),
             units: Vec::with_capacity(units.len()),
             open: 0,
-            keys: units.iter().map(|(keys, _)| keys.len()).sum(),
+            keys: units.iter().map(|(keys, ..)| keys.len()).sum(),
             trouble: None,
             letter: Letter::None,
-            prepared: Prepared::of(&task, &value),
+            prepared: if envelope.late.is_none() { Prepared::of(&task, &value, envelope.accepted_at) } else { None },
             envelope,
         };
         let window = &mut self.windows[number];
         let slot = window.insert(entry, units.len());
-        for (place, (keys, idempotent)) in units.into_iter().enumerate() {
+        for (place, (keys, idempotent, kind)) in units.into_iter().enumerate() {
             let end = match earlier.units.get(place) {
-                Some(UnitEnd::Applied) => Some(End::Applied),
+                Some(UnitEnd::Settled(outcome)) => Some(End::Settled(*outcome)),
                 Some(UnitEnd::Dead { code, reason }) => {
                     let (failure, reason) = remembered_failure(code, reason);
                     window.entry_mut(slot).note_death(place as u32, &failure, reason, now);
@@ -135,6 +144,7 @@ impl Worker {
             entry.units.push(Unit {
                 node,
                 idempotent,
+                kind,
                 attempts,
                 strikes: 0,
                 suspect: false,
@@ -153,6 +163,47 @@ impl Worker {
         }
         if entry.open == 0 {
             self.finish(number, slot, now);
+        }
+    }
+
+    fn is_duplicate(&self, envelope: &Envelope, now: Timestamp) -> bool {
+        self.windows.iter().any(|window| window.holds(&envelope.identity))
+            || self.seen.lock().expect("nothing panics while it holds this lock").contains(&envelope.identity, now)
+    }
+
+    /// The same task was stored a second time: its request was repeated after its id had been forgotten, or the answer
+    /// of the log was lost.
+    fn drop_duplicate(&mut self, number: usize, envelope: &Envelope) {
+        self.windows[number].changed = true;
+        self.metrics.settled[Outcome::Duplicate as usize].inc();
+        tracing::info!(
+            task.id = %envelope.id,
+            redis.target = self.target.name(),
+            outcome = Outcome::Duplicate.as_str(),
+            "Task {} was stored a second time: it runs once",
+            envelope.id
+        );
+    }
+
+    pub(super) fn remember(&self, envelope: &Envelope) {
+        let mut seen = self.seen.lock().expect("nothing panics while it holds this lock");
+        seen.remember(envelope.identity, envelope.accepted_at);
+    }
+
+    /// Remembers what was finished before a partition was taken over, as far as its log still has it.
+    pub(super) fn remember_finished(&self, partition: &Partition, watermark: u64) {
+        let result = self.log.tail(&partition.queue, REFILL_RECORDS, REFILL_BYTES, &mut |entry| {
+            if entry.offset < watermark
+                && let Ok(envelope) = Envelope::decode(&entry.record)
+            {
+                self.remember(&envelope);
+            }
+        });
+        if let Err(error) = result {
+            tracing::warn!(
+                partition = %partition,
+                "The end of {partition} could not be read, so tasks that were stored twice may run twice: {error}"
+            );
         }
     }
 

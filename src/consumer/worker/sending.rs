@@ -2,21 +2,33 @@
 
 use std::time::Instant;
 
+use jiff::Timestamp;
+
 use super::{CANARY_FRESH, Event, LANE_WEIGHTS, Sent, TRIAL_SEARCH, Worker};
 use crate::{
-    consumer::{entry::UnitRef, prepared::Prepared, schedule::UnitId},
+    consumer::{
+        entry::UnitRef,
+        plan::{Moment, Plan},
+        schedule::UnitId,
+        window::Window,
+    },
+    faults,
     target::{
         Batch, MAX_BATCH_BYTES, MAX_BATCH_UNITS,
         breaker::{Admission, State as BreakerState, TRIAL_UNITS},
         command_hold::Sending,
     },
-    task::{Command, Mode, Operation, Task},
+    task::Task,
 };
 
 impl Worker {
     pub(super) fn send(&mut self, now: Instant) {
         if self.breaker.next_probe_at().is_some_and(|at| at <= now) && self.has_work() {
             self.probe();
+        }
+        if !self.past.is_empty() {
+            // What may still arrive must not arrive after anything that is sent now.
+            return self.fence();
         }
         if !self.has_ready() {
             return;
@@ -47,11 +59,12 @@ impl Worker {
     }
 
     fn has_ready(&self) -> bool {
-        self.windows.iter().any(|window| window.schedule.ready_len() + window.schedule.apart_len() > 0)
+        let ready = |window: &Window| window.schedule.ready_len() + window.schedule.apart_len() > 0;
+        self.windows.iter().any(|window| ready(window) && window.may_send())
     }
 
     fn has_ordinary(&self) -> bool {
-        self.windows.iter().any(|window| window.schedule.ready_len() > 0)
+        self.windows.iter().any(|window| window.schedule.ready_len() > 0 && window.may_send())
     }
 
     /// Suspects run one at a time, with nothing else under way, after a canary was written: so that what goes wrong is
@@ -68,8 +81,11 @@ impl Worker {
             return;
         }
         for number in 0..self.windows.len() {
+            if !self.windows[number].may_send() {
+                continue;
+            }
             if let Some((node, unit)) = self.windows[number].schedule.pop_apart() {
-                let mut batch = Batch::new();
+                let mut batch = self.target.batch();
                 let mut sent = Vec::new();
                 self.push(number, node, unit, &mut batch, &mut sent, now);
                 if let [only] = sent.as_mut_slice() {
@@ -84,7 +100,7 @@ impl Worker {
 
     /// Collects ready units of all lanes, by their weights.
     fn gather(&mut self, units: usize, trial: bool, now: Instant) -> (Batch, Vec<Sent>) {
-        let mut batch = Batch::new();
+        let mut batch = self.target.batch();
         let mut sent = Vec::new();
         let order = self.lanes();
         let all: usize = order.iter().map(|(_, weight)| weight).sum();
@@ -122,7 +138,10 @@ impl Worker {
         let mut order = Vec::with_capacity(self.windows.len());
         for (lane, weight) in LANE_WEIGHTS {
             for (number, window) in self.windows.iter().enumerate() {
-                if window.partition.queue.lane == lane.as_str() && window.schedule.ready_len() > 0 {
+                if window.partition.queue.lane == lane.as_str()
+                    && window.schedule.ready_len() > 0
+                    && window.may_send()
+                {
                     order.push((number, weight));
                 }
             }
@@ -136,7 +155,7 @@ impl Worker {
         !batch.is_empty() && batch.bytes() + bytes > MAX_BATCH_BYTES
     }
 
-    /// Puts a running unit into the batch, unless its command is held or was condemned.
+    /// Puts a running unit into the batch, unless it must wait or has come to its end.
     pub(super) fn push(
         &mut self,
         number: usize,
@@ -146,22 +165,33 @@ impl Worker {
         sent: &mut Vec<Sent>,
         now: Instant,
     ) {
-        let entry = self.windows[number].entry(unit.task);
-        let refused = entry.units[unit.unit as usize].refused;
-        let value = &entry.envelope.value;
-        let parsed = match &entry.prepared {
-            Some(_) => None,
-            None => Some(
-                Task::parse(value, &self.rules, entry.envelope.accepted_at)
-                    .expect("the same bytes were parsed by the same rules when they were read"),
-            ),
+        let window = &mut self.windows[number];
+        let entry = window.entry(unit.task);
+        let state = &entry.units[unit.unit as usize];
+        let may_run = window.rows.may_run(window.schedule.keys(node), state.kind);
+        if !may_run && !faults::planted("no-wait-for-checkpoint") {
+            return window.schedule.wait_for_checkpoint(node);
+        }
+        let refused = state.refused;
+        let moment = Moment {
+            now_ms: Timestamp::now().as_millisecond(),
+            clock_offset_ms: self.clock_offset_ms,
+            has_absolute_ttl: self.has_absolute_ttl,
         };
-        let sendable = match (&entry.prepared, &parsed) {
-            (Some(prepared), _) => Sendable::Prepared(prepared),
-            (None, Some(task)) => Sendable::Parsed(&task.operation, unit.unit),
-            (None, None) => unreachable!("what is not prepared was parsed just above"),
+        let task;
+        let plan = match &entry.prepared {
+            Some(prepared) => Plan::of_prepared(entry, prepared, moment),
+            None => {
+                task = Task::parse(&entry.envelope.value, &self.rules, entry.envelope.accepted_at)
+                    .expect("the same bytes were parsed by the same rules when they were read");
+                Plan::of_task(entry, &task, unit.unit, moment)
+            }
         };
-        let command = sendable.command();
+        let sending = match plan {
+            Plan::Send(sending) => sending,
+            Plan::Settle(outcome) => return self.end_unit(number, node, unit, outcome, Timestamp::now()),
+        };
+        let (command, outcome) = (sending.command, sending.outcome);
         match self.holds.may_send(command, now) {
             Sending::Free if refused => return self.condemn(number, node, unit),
             Sending::Free | Sending::Probe => {}
@@ -170,11 +200,11 @@ impl Worker {
                 return self.park(number, node, unit, command);
             }
         }
-        sendable.push(value, batch);
+        sending.push(batch);
         if refused {
             self.windows[number].entry_mut(unit.task).units[unit.unit as usize].refused = false;
         }
-        sent.push(Sent { window: number, node, unit, command, on_trial: false });
+        sent.push(Sent { window: number, node, unit, command, outcome, on_trial: false });
     }
 
     fn start_batch(&mut self, batch: Batch, sent: Vec<Sent>) {
@@ -190,54 +220,11 @@ impl Worker {
                     Err(failure) => return Event::Batch { sent, connection: None, result: Err(failure) },
                 },
             };
+            faults::hit("before-send");
             let result = connection.execute(batch).await;
+            faults::hit("after-send");
             let connection = result.reusable.then_some(connection);
             Event::Batch { sent, connection, result: Ok(result) }
         }));
     }
-}
-
-/// A unit's commands.
-enum Sendable<'e, 'a> {
-    Prepared(&'e Prepared),
-    /// Which unit of the operation.
-    Parsed(&'e Operation<'a>, u32),
-}
-
-impl Sendable<'_, '_> {
-    /// The name by which the unit's command is held.
-    fn command(&self) -> &'static str {
-        match self {
-            Self::Prepared(prepared) => prepared.command,
-            Self::Parsed(Operation::Simple(command), _) => command.spec.name,
-            Self::Parsed(Operation::Pipeline { mode: Mode::Each, commands }, unit) => {
-                commands[*unit as usize].spec.name
-            }
-            Self::Parsed(Operation::Pipeline { mode: Mode::Atomic, .. }, _) => "MULTI",
-            Self::Parsed(Operation::Lua(_), _) => "EVAL",
-        }
-    }
-
-    /// `value` is what the task was parsed from.
-    fn push(&self, value: &[u8], batch: &mut Batch) {
-        match self {
-            Self::Prepared(prepared) => batch.push_command(prepared.command, prepared.args(value)),
-            Self::Parsed(Operation::Simple(command), _) => push_command(batch, command),
-            Self::Parsed(Operation::Pipeline { mode: Mode::Each, commands }, unit) => {
-                push_command(batch, &commands[*unit as usize]);
-            }
-            Self::Parsed(Operation::Pipeline { mode: Mode::Atomic, commands }, _) => batch.push_atomic(
-                commands.iter().map(|command| (command.spec.name, command.args.iter().map(AsRef::as_ref))),
-            ),
-            Self::Parsed(Operation::Lua(script), _) => batch.push_script(
-                script.source.as_bytes(),
-                script.keys.iter().map(AsRef::as_ref),
-                script.args.iter().map(AsRef::as_ref),
-            ),
-        }
-    }
-}
-
-fn push_command(batch: &mut Batch, command: &Command<'_>) {
-    batch.push_command(command.spec.name, command.args.iter().map(AsRef::as_ref));
 }

@@ -7,7 +7,11 @@ use crate::{
     consumer::{
         entry::{End, Letter, TaskSlot, UnitRef},
         letter,
+        rows::ReplayKind,
+        schedule::UnitId,
+        window::Claim,
     },
+    faults,
     log::{CommitError, TableError},
     queue::recent::Settled,
     retry::{Failure, ReasonClass},
@@ -15,6 +19,28 @@ use crate::{
 };
 
 impl Worker {
+    /// Ends a running unit, other than dead, and lets its keys go.
+    pub(super) fn end_unit(
+        &mut self,
+        number: usize,
+        node: UnitId,
+        unit: UnitRef,
+        outcome: Outcome,
+        today: Timestamp,
+    ) {
+        let window = &mut self.windows[number];
+        window.schedule.finish(node);
+        let entry = window.entry_mut(unit.task);
+        entry.units[unit.unit as usize].end = Some(End::Settled(outcome));
+        entry.letter.outdate();
+        entry.open -= 1;
+        if entry.open == 0 {
+            self.finish(number, unit.task, today);
+        } else {
+            window.note(unit.task);
+        }
+    }
+
     /// Begins a unit's end: its keys stay taken until the dead letter is durable.
     pub(super) fn die(
         &mut self,
@@ -42,7 +68,9 @@ impl Worker {
         let letter = letter::of_entry(entry, &partition, &self.rules, Timestamp::now());
         let dead_letters = self.dead_letters.clone();
         self.events.push(Box::pin(async move {
+            faults::hit("before-letter");
             let result = dead_letters.put(&letter).await;
+            faults::hit("after-letter");
             Event::Letter { window: number, task, result }
         }));
     }
@@ -71,14 +99,17 @@ impl Worker {
             return;
         }
         entry.letter = Letter::Written { outdated: false };
-        let mut nodes = Vec::new();
+        let mut dead = Vec::new();
         for unit in entry.units.iter_mut().filter(|unit| unit.end == Some(End::Dying)) {
             unit.end = Some(End::Dead);
-            nodes.push(unit.node);
+            // What was refused has left no marker, so that it would run again.
+            let kind = if unit.kind == ReplayKind::Once { ReplayKind::Other } else { unit.kind };
+            dead.push((unit.node, kind));
         }
-        entry.open -= nodes.len();
+        entry.open -= dead.len();
         let open = entry.open;
-        for node in nodes {
+        for (node, kind) in dead {
+            window.rows.finished(window.schedule.keys(node), kind);
             window.schedule.finish(node);
         }
         if open == 0 {
@@ -106,7 +137,8 @@ impl Worker {
     /// The task has come to its end.
     fn settle_at(&mut self, number: usize, task: TaskSlot, today: Timestamp) {
         let entry = self.windows[number].remove(task);
-        let outcome = if entry.is_dead() { Outcome::Dead } else { Outcome::Applied };
+        let outcome = entry.outcome();
+        self.remember(&entry.envelope);
         self.metrics.settled[outcome as usize].inc();
         let age = (today.as_millisecond() - entry.envelope.accepted_at.as_millisecond()).max(0);
         self.metrics.settle_seconds.observe(age as f64 / 1000.0);
@@ -127,7 +159,7 @@ impl Worker {
                 entry.envelope.id,
                 reason.as_str()
             );
-        } else {
+        } else if outcome == Outcome::Applied {
             tracing::debug!(
                 task.id = %entry.envelope.id,
                 trace_id = %trace_id(&entry),
@@ -136,6 +168,18 @@ impl Worker {
                 attempts,
                 "Applied task {}",
                 entry.envelope.id
+            );
+        } else {
+            tracing::info!(
+                task.id = %entry.envelope.id,
+                trace_id = %trace_id(&entry),
+                keys = entry.keys,
+                redis.target = self.target.name(),
+                outcome = outcome.as_str(),
+                attempts,
+                "Task {} was settled as {}",
+                entry.envelope.id,
+                outcome.as_str()
             );
         }
         self.settled.push(Settled {
@@ -152,29 +196,52 @@ impl Worker {
         }
     }
 
-    pub(super) fn commit(&mut self) {
+    /// Writes checkpoints: where there is something new when they are `due`, and at once where a unit waits for one.
+    pub(super) fn commit(&mut self, due: bool) {
         for (number, window) in self.windows.iter_mut().enumerate() {
-            if !window.changed || window.committing {
+            let wanted = window.schedule.waiting_len() > 0 || window.claim == Claim::Claiming;
+            if window.committing || !(window.changed && due || wanted) {
                 continue;
             }
             window.changed = false;
             window.committing = true;
+            window.rows.seal();
+            let claim = window.claim;
             let checkpoint = window.checkpoint(self.boot_id, false);
             let (log, partition, epoch) = (self.log.clone(), window.partition.clone(), window.epoch);
             self.events.push(Box::pin(async move {
+                faults::hit("before-checkpoint");
                 let result = log.commit(&partition, epoch, checkpoint).await;
-                Event::Committed { window: number, result }
+                faults::hit("after-checkpoint");
+                Event::Committed { window: number, claim, result }
             }));
         }
     }
 
-    pub(super) fn take_commit(&mut self, number: usize, result: Result<(), CommitError>) {
+    pub(super) fn take_commit(&mut self, number: usize, claim: Claim, result: Result<(), CommitError>) {
         let window = &mut self.windows[number];
         window.committing = false;
-        if let Err(error) = result {
-            // The next checkpoint says the same and more.
-            window.changed = !matches!(error, CommitError::Closed);
-            tracing::warn!(partition = %window.partition, "A checkpoint of {} was not stored: {error}", window.partition);
+        match result {
+            Ok(()) => {
+                window.rows.checkpointed();
+                window.schedule.release_waiting();
+                if claim == Claim::Claiming {
+                    window.claim = Claim::Held;
+                }
+            }
+            Err(error) => {
+                window.rows.unsealed();
+                window.committing = true;
+                tracing::warn!(
+                    partition = %window.partition,
+                    "A checkpoint of {} was not stored: {error}",
+                    window.partition
+                );
+                self.events.push(Box::pin(async move {
+                    tokio::time::sleep(PAUSE).await;
+                    Event::CommitAgain { window: number }
+                }));
+            }
         }
     }
 }

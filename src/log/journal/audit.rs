@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashSet,
+    io,
     ops::Range,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
@@ -85,7 +86,18 @@ impl Audit {
 pub struct DamageReport {
     journal: String,
     stats: Arc<JournalStats>,
-    told: Mutex<HashSet<(u64, u64)>>,
+    told: Mutex<HashSet<Told>>,
+}
+
+/// A place that was told of.
+#[derive(PartialEq, Eq, Hash)]
+enum Told {
+    /// The number of the first record.
+    Lost(u64),
+    /// The segment's ordinal, and where in it.
+    Harmless(u64, u64),
+    /// The file's name, and where in it.
+    Unreadable(String, u64),
 }
 
 /// Places that are remembered as told of; beyond them some may be told of again.
@@ -98,7 +110,7 @@ impl DamageReport {
 
     /// Records were lost: in the damaged bytes, or with a segment that is not there.
     pub fn lost(&self, segment: &Segment, records: Range<u64>, bytes: Option<&Range<u64>>) {
-        if !self.is_news((u64::MAX, records.start)) {
+        if !self.is_news(Told::Lost(records.start)) {
             return;
         }
         self.stats.count_damaged(records.end - records.start);
@@ -127,7 +139,7 @@ impl DamageReport {
     }
 
     fn harmless(&self, segment: &Segment, bytes: &Range<u64>) {
-        if self.is_news((segment.ordinal, bytes.start)) {
+        if self.is_news(Told::Harmless(segment.ordinal, bytes.start)) {
             let (journal, file) = (&self.journal, segment.file_name());
             warn!(
                 journal,
@@ -158,13 +170,31 @@ impl DamageReport {
         );
     }
 
+    /// The disk has lost bytes of a file. Which records they held is said when it is known.
+    pub fn unreadable(&self, path: &Path, bytes: &Range<u64>, error: &io::Error) {
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if self.is_news(Told::Unreadable(file.clone(), bytes.start)) {
+            let journal = &self.journal;
+            warn!(
+                journal,
+                file,
+                from = bytes.start,
+                to = bytes.end,
+                %error,
+                "Journal {journal} cannot read bytes {} to {} of {file}, which count as damaged: {error}",
+                bytes.start,
+                bytes.end
+            );
+        }
+    }
+
     /// Something is in the directory that does not belong there, or not under that name.
     pub fn foreign(&self, path: &Path, why: &str) {
         let (journal, file) = (&self.journal, path.display());
         warn!(journal, %file, "Journal {journal} leaves {file} alone: {why}");
     }
 
-    fn is_news(&self, place: (u64, u64)) -> bool {
+    fn is_news(&self, place: Told) -> bool {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.len() >= REMEMBERED {
             told.clear();

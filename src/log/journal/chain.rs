@@ -34,6 +34,12 @@ pub enum WriteError {
     /// A sync failed: whether something was stored is unknown, and nothing more can be.
     #[error("a sync failed")]
     Poisoned(#[source] io::Error),
+    /// Nothing was stored, and the same checkpoint never will be.
+    #[error("a checkpoint's state of {bytes} bytes is over the journal's limit of {limit}")]
+    TooLarge { bytes: usize, limit: usize },
+    /// Nothing was stored: what has no number yet cannot be finished.
+    #[error("a checkpoint up to {watermark} is beyond the journal's end at {end}")]
+    BeyondEnd { watermark: u64, end: u64 },
 }
 
 /// One frame to append: its kind, and headers and value or key and value.
@@ -43,6 +49,8 @@ pub struct Chain {
     home: Arc<Home>,
     shelf: Arc<Shelf>,
     state: Recovered,
+    /// The journal's identity if it is still to be made: the same at each try, so that no two lie beside each other.
+    new_log_id: [u8; 16],
     buffer: Vec<u8>,
     poisoned: bool,
 }
@@ -96,7 +104,7 @@ impl Chain {
             closed: false,
         };
         let shelf = Shelf::new(segments, growing, progress);
-        Self { home, shelf, state, buffer: Vec::new(), poisoned: false }
+        Self { home, shelf, state, new_log_id: random_id(), buffer: Vec::new(), poisoned: false }
     }
 
     pub fn home(&self) -> &Arc<Home> {
@@ -130,6 +138,7 @@ impl Chain {
         if self.has(super::tests::model::Bug::UnlinkBeforeCheckpoint) {
             self.forget_below(checkpoint.watermark)?;
         }
+        self.check(checkpoint)?;
         let log_id = self.make_home()?;
         let next_seq = self.state.next_seq;
         let bytes = checkpoint::OVERHEAD_BYTES + checkpoint.state.len();
@@ -139,6 +148,18 @@ impl Chain {
         self.state.checkpoint = Some(checkpoint.clone());
         self.shelf.update(|progress| progress.watermark = checkpoint.watermark);
         self.forget_below(checkpoint.watermark)
+    }
+
+    /// Whether this can be read back as a checkpoint of this journal.
+    fn check(&self, Checkpoint { watermark, state }: &Checkpoint) -> Result<(), WriteError> {
+        let (limit, end) = (checkpoint::MAX_STATE_BYTES, self.state.next_seq);
+        if state.len() > limit {
+            return Err(WriteError::TooLarge { bytes: state.len(), limit });
+        }
+        if *watermark > end {
+            return Err(WriteError::BeyondEnd { watermark: *watermark, end });
+        }
+        Ok(())
     }
 
     /// Unlinks the segments that hold no record at or above the watermark. The newest one stays, and so does the one
@@ -194,8 +215,8 @@ impl Chain {
             return Ok(());
         }
         match self.write(0, 0, Purpose::Reserve, |_, _| ()) {
-            Ok(()) | Err(WriteError::Full | WriteError::Refused(_)) => Ok(()),
             Err(WriteError::Poisoned(source)) => Err(RecoveryError::Io { path: self.home.dir.clone(), source }),
+            Ok(()) | Err(_) => Ok(()),
         }
     }
 
@@ -214,20 +235,18 @@ impl Chain {
         purpose: Purpose,
         encode: impl FnOnce(&mut Vec<u8>, Seed),
     ) -> Result<(), WriteError> {
-        if self.poisoned {
-            return Err(WriteError::Refused(io::Error::other("an earlier sync failed")));
-        }
         let log_id = self.make_home()?;
         self.make_room(bytes as u64, purpose)?;
         let active = self.state.active.as_mut().expect("making room leaves a segment to write to");
         self.buffer.clear();
+        // First of all: what comes behind it has the numbers after those that were skipped.
+        if self.state.resume {
+            encode_frame(&mut self.buffer, active.seed, Kind::Resume, self.state.next_seq, &[]);
+        }
         if active.end == FRAMES_START
             && let Some(checkpoint) = &self.state.checkpoint
         {
             checkpoint::encode(&mut self.buffer, active.seed, log_id, self.state.next_seq, checkpoint);
-        }
-        if self.state.resume {
-            encode_frame(&mut self.buffer, active.seed, Kind::Resume, self.state.next_seq, &[]);
         }
         encode(&mut self.buffer, active.seed);
         if let Err(error) = write_all_at(&*active.file, &self.buffer, active.end) {
@@ -368,13 +387,16 @@ impl Chain {
         }
     }
 
-    /// Makes the directory and the journal's identity, unless they are there.
+    /// Makes the directory and the journal's identity, unless they are there. After a failed sync nothing is made.
     fn make_home(&mut self) -> Result<[u8; 16], WriteError> {
+        if self.poisoned {
+            return Err(WriteError::Refused(io::Error::other("an earlier sync failed")));
+        }
         if let Some(log_id) = self.state.log_id {
             return Ok(log_id);
         }
         let (disk, dir) = (&*self.home.disk, &self.home.dir);
-        let log_id = random_id();
+        let log_id = self.new_log_id;
         let made = make_dirs(disk, dir).and_then(|()| write_meta(&self.home, log_id));
         made.map_err(|error| match error {
             // Nothing was stored: the next write tries again.

@@ -10,6 +10,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use rustix::fs::OFlags;
@@ -41,6 +42,9 @@ pub trait Disk: Send + Sync {
 
     /// Takes the lock of that file, made if need be; `None` while another process has it. Dropping gives it back.
     fn lock(&self, path: &Path) -> io::Result<Option<Lock>>;
+
+    /// Blocks for so long, before something is tried again.
+    fn pause(&self, time: Duration);
 }
 
 /// An open file.
@@ -224,6 +228,10 @@ impl Disk for RealDisk {
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    fn pause(&self, time: Duration) {
+        std::thread::sleep(time);
     }
 }
 

@@ -39,7 +39,8 @@ impl Follower {
         Self { home, shelf, audit, from_seq, place: None }
     }
 
-    /// Whether the next read is of what was written a moment ago, and so will not wait for the disk.
+    /// Whether the next read is of what was written a moment ago, and so will not wait for the disk (but for a sector
+    /// that was lost in that moment).
     pub fn is_near_end(&self) -> bool {
         const NEAR: u64 = 64 * 1024;
         let Some(Place { segment, scanner: Some(scanner) }) = &self.place else {
@@ -115,7 +116,7 @@ impl Follower {
     }
 
     fn enter(&mut self, segment: Arc<Segment>) -> io::Result<()> {
-        let scanner = match (segment.seed, self.home.disk.open(&segment.path)) {
+        let scanner = match (segment.seed, self.home.open(&segment.path)) {
             // Unlinked meanwhile, because all of it is finished; or by somebody else, and then the gap is reported.
             (_, Err(error)) if error.kind() == io::ErrorKind::NotFound => None,
             (_, Err(error)) => return Err(error),

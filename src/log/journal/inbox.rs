@@ -3,7 +3,8 @@
 //!
 //! Waking a task of another thread costs a system call each, so an answered batch wakes *one* of those who wait for
 //! it; that one wakes the others, from within the runtime, where it costs next to nothing. The duty passes on with
-//! the batch's lock: whoever finds the answer, or gives up waiting when it is there, wakes all who still sleep.
+//! the batch's lock: whoever finds the answer, or gives up waiting when it is there, wakes all who still sleep. The one
+//! may never be looked at again without being given up; then the writer wakes the others after all, a little later.
 
 use std::{
     collections::VecDeque,
@@ -11,7 +12,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
@@ -29,6 +30,9 @@ const ITEM_OVERHEAD: usize = 64;
 
 /// When the queue to the writer is full, it is so for about as long as a few syncs take.
 const BUSY_RETRY: Duration = Duration::from_secs(1);
+
+/// How long the one who was woken has to wake the others.
+const GRACE: Duration = Duration::from_millis(20);
 
 /// Something for the writer to do. Done in the order in which it was asked for.
 pub enum Work {
@@ -76,6 +80,8 @@ pub struct Inbox {
 struct State {
     work: VecDeque<Work>,
     bytes: usize,
+    /// The answers of batches that were taken, oldest first, until nobody sleeps who waits for them.
+    answers: VecDeque<Arc<Answer>>,
     writer_sleeps: bool,
     closed: bool,
 }
@@ -128,14 +134,26 @@ impl Inbox {
         self.wake_writer(state);
     }
 
-    /// The next piece of work, waited for; `None` when the inbox is closed and empty. `idle` is called before waiting.
+    /// The next piece of work, waited for; `None` when the inbox is closed and empty. What was taken before has been
+    /// answered or dropped by now. `idle` is called before waiting.
     pub fn take(&self, mut idle: impl FnMut()) -> Option<Work> {
         let mut state = self.lock();
         let mut rested = false;
         loop {
+            let look_again = match state.sleepers_wait_until() {
+                Some(until) if until <= Instant::now() || (state.closed && state.work.is_empty()) => {
+                    let late = state.answers.pop_front();
+                    drop(state);
+                    late.iter().for_each(|answer| wake_all(answer.lock()));
+                    state = self.lock();
+                    continue;
+                }
+                until => until,
+            };
             if let Some(work) = state.work.pop_front() {
                 if let Work::Append(batch) = &work {
                     state.bytes -= batch.bytes;
+                    state.answers.push_back(batch.answer.clone());
                 }
                 return Some(work);
             }
@@ -147,7 +165,13 @@ impl Inbox {
                 idle();
             }
             state.writer_sleeps = true;
-            state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = match look_again {
+                Some(at) => {
+                    let left = at.saturating_duration_since(Instant::now());
+                    self.filled.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.filled.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
             state.writer_sleeps = false;
         }
     }
@@ -162,6 +186,20 @@ impl Inbox {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// When the writer has to wake those who still wait for the oldest answer; none where nobody sleeps.
+    fn sleepers_wait_until(&mut self) -> Option<Instant> {
+        while let Some(oldest) = self.answers.front() {
+            let until = oldest.lock().sleepers_wait_until;
+            if until.is_some() {
+                return until;
+            }
+            self.answers.pop_front();
+        }
+        None
     }
 }
 
@@ -184,6 +222,8 @@ struct Answer(Mutex<Answering>);
 struct Answering {
     result: Option<Result<u64, AppendError>>,
     sleepers: Vec<Option<Waker>>,
+    /// Set with the result while there are others to wake than the one who was woken.
+    sleepers_wait_until: Option<Instant>,
 }
 
 impl Answer {
@@ -194,6 +234,9 @@ impl Answer {
         }
         answering.result = Some(result);
         let one = answering.sleepers.iter_mut().find_map(Option::take);
+        if answering.sleepers.iter().any(Option::is_some) {
+            answering.sleepers_wait_until = Some(Instant::now() + GRACE);
+        }
         drop(answering);
         if let Some(waker) = one {
             waker.wake();
@@ -207,6 +250,7 @@ impl Answer {
 
 fn wake_all(mut answering: MutexGuard<'_, Answering>) {
     let sleepers = mem::take(&mut answering.sleepers);
+    answering.sleepers_wait_until = None;
     drop(answering);
     sleepers.into_iter().flatten().for_each(Waker::wake);
 }
@@ -262,6 +306,15 @@ mod tests {
 
     #[derive(Default)]
     struct Counter(AtomicUsize);
+
+    /// Says each time that it is woken.
+    struct Bell(std::sync::mpsc::Sender<()>);
+
+    impl Wake for Bell {
+        fn wake(self: Arc<Self>) {
+            self.0.send(()).expect("somebody listens");
+        }
+    }
 
     impl Wake for Counter {
         fn wake(self: Arc<Self>) {
@@ -321,6 +374,37 @@ mod tests {
         let [first] = woken(&waiting)[..] else { panic!("{:?} were woken", woken(&waiting)) };
         drop(waiting.remove(first));
         assert_eq!(woken(&waiting), [0]);
+    }
+
+    #[test]
+    fn one_who_is_never_looked_at_again_holds_nobody_up() {
+        let inbox = Inbox::default();
+        let (bell, rung) = std::sync::mpsc::channel();
+        let waker = Waker::from(Arc::new(Bell(bell)));
+        let mut tickets: Vec<Ticket> = (0..3).map(|_| append(&inbox, 10).expect("there is room")).collect();
+        for ticket in &mut tickets {
+            assert!(Pin::new(ticket).poll(&mut Context::from_waker(&waker)).is_pending());
+        }
+        take_batch(&inbox).answer(Ok(0));
+        rung.try_recv().expect("one is woken at once");
+        assert!(rung.try_recv().is_err(), "and one only");
+        std::thread::scope(|scope| {
+            scope.spawn(|| assert!(inbox.take(|| ()).is_none(), "there is no work"));
+            for _ in 0..2 {
+                rung.recv_timeout(Duration::from_secs(60)).expect("the others are woken while the writer waits");
+            }
+            inbox.close();
+        });
+    }
+
+    #[test]
+    fn closing_writer_leaves_nobody_asleep() {
+        let inbox = Inbox::default();
+        let waiting = waiting(&inbox, 3);
+        take_batch(&inbox).answer(Ok(0));
+        inbox.close();
+        assert!(inbox.take(|| ()).is_none());
+        assert_eq!(woken(&waiting), [0, 1, 2]);
     }
 
     #[test]

@@ -182,7 +182,7 @@ fn scan(home: &Home, shelf: &Shelf, segment: &Segment, visit: &mut dyn FnMut(Ent
     let Some(seed) = segment.seed else {
         return Ok(());
     };
-    let file = match home.disk.open(&segment.path) {
+    let file = match home.open(&segment.path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         opened => opened?,
     };

@@ -109,7 +109,7 @@ fn look_at(home: &Home, name: &str, path: PathBuf, found: &mut Found) -> Result<
         return Ok(());
     }
     let read = || {
-        let file = home.disk.open(&path)?;
+        let file = home.open(&path)?;
         let mut head = vec![0; FRAMES_START as usize];
         let len = read_full_at(&*file, &mut head, 0)?;
         head.truncate(len);
@@ -237,7 +237,7 @@ fn read_newest(home: &Home, newest: &Arc<Segment>, size: u64, state: &mut Recove
         return Ok(());
     };
     let context = |source| io_error(&newest.path, source);
-    let file = home.disk.open(&newest.path).map_err(context)?;
+    let file = home.open(&newest.path).map_err(context)?;
     let scan = scan_newest(home, newest, file.clone(), seed, size, state).map_err(context)?;
     let (mut end, mut filled) = (scan.end, size);
     if let Some(bytes) = scan.torn {
@@ -245,6 +245,7 @@ fn read_newest(home: &Home, newest: &Arc<Segment>, size: u64, state: &mut Recove
         // Its numbers are skipped: were it damage instead, somebody could know them.
         state.next_seq += (bytes.end - bytes.start) / MIN_RECORD_BYTES + 1;
         end = skip_numbers(&*file, seed, scan.end, state).map_err(context)?;
+        // This reads no sector that is lost: what cannot be read is cut from its beginning on.
         file.truncate(end).map_err(context)?;
         home.account.give_back(size);
         home.account.take_found(end);
@@ -259,7 +260,7 @@ fn read_newest(home: &Home, newest: &Arc<Segment>, size: u64, state: &mut Recove
 }
 
 /// Writes over what is cut that numbers were skipped, before the rest of it goes: once it is gone, nothing else tells
-/// the next start of them. Answers where the next frame goes. On a full disk the next write has to say it.
+/// the next start of them. Answers where the next frame goes. Where the disk refuses it, the next write has to say it.
 fn skip_numbers(file: &dyn DiskFile, seed: Seed, end: u64, state: &mut Recovered) -> io::Result<u64> {
     let mut resume = Vec::with_capacity(FRAME_HEADER_BYTES);
     encode_frame(&mut resume, seed, Kind::Resume, state.next_seq, &[]);
@@ -301,9 +302,7 @@ fn scan_newest(
         match scanner.step()? {
             Step::Frame(frame) => {
                 audit.frame(newest, &frame);
-                if frame.kind == Kind::Checkpoint {
-                    state.checkpoint = checkpoint::decode(frame.payload, log_id).or(state.checkpoint.take());
-                }
+                state.checkpoint = checkpoint::decode(&frame, log_id).or(state.checkpoint.take());
                 scan.end = scanner.at();
                 state.next_seq = audit.expected().unwrap_or(state.next_seq);
             }
@@ -329,7 +328,7 @@ fn find_checkpoint(home: &Home, state: &Recovered, log_id: [u8; 16]) -> Result<O
             continue;
         };
         let search = || -> io::Result<(Option<Checkpoint>, bool)> {
-            let file = home.disk.open(&segment.path)?;
+            let file = home.open(&segment.path)?;
             let mut scanner = Scanner::new(file, seed, FRAMES_START, *size);
             let mut newest = None;
             let mut ends_search = false;
@@ -337,7 +336,7 @@ fn find_checkpoint(home: &Home, state: &Recovered, log_id: [u8; 16]) -> Result<O
                 let from = scanner.at();
                 match scanner.step()? {
                     Step::Frame(frame) if frame.kind == Kind::Checkpoint => {
-                        newest = checkpoint::decode(frame.payload, log_id).or(newest);
+                        newest = checkpoint::decode(&frame, log_id).or(newest);
                     }
                     // A segment whose first write was cut off begins with that alone.
                     Step::Frame(frame) if frame.kind == Kind::Resume => {}

@@ -15,6 +15,7 @@ use super::{
     budget::Account,
     disk::{Disk, DiskFile, write_all_at},
     frame::{Seed, SegmentHeader},
+    salvage::Salvage,
     scanner::Scanner,
 };
 
@@ -33,6 +34,11 @@ pub struct Home {
 }
 
 impl Home {
+    /// Opens a file of the journal. Its reads go past what the disk has lost.
+    pub fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(Salvage::open(&self.disk, path.to_owned(), &self.report)?))
+    }
+
     /// Makes the names durable that lead from the root to the journal's files.
     pub fn sync_names(&self) -> io::Result<()> {
         let below_root = |dir: &&Path| dir.starts_with(&self.root);

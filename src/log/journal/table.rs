@@ -266,7 +266,7 @@ fn open(writer: &Writer, spot: Spot) -> io::Result<Option<Scanner>> {
     let Some(seed) = segment.seed else {
         return Ok(None);
     };
-    let file = match writer.home.disk.open(&segment.path) {
+    let file = match writer.home.open(&segment.path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened?,
     };

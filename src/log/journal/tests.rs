@@ -13,6 +13,7 @@ pub mod model;
 mod opening;
 mod sim;
 mod tables;
+mod unreadable;
 
 mod conformance {
     use super::*;

@@ -144,8 +144,10 @@ impl Worker {
         self.note(&error);
         match error {
             WriteError::Full => AppendError::Full { retry_after: FULL_RETRY },
-            WriteError::Refused(error) => AppendError::Unavailable { reason: error.to_string() },
             WriteError::Poisoned(_) => AppendError::FateUnknown,
+            WriteError::Refused(_) | WriteError::TooLarge { .. } | WriteError::BeyondEnd { .. } => {
+                AppendError::Unavailable { reason: describe(&error) }
+            }
         }
     }
 
@@ -163,8 +165,8 @@ impl Worker {
 
 fn describe(error: &WriteError) -> String {
     match error {
-        WriteError::Full => error.to_string(),
         WriteError::Refused(source) | WriteError::Poisoned(source) => format!("{error}: {source}"),
+        WriteError::Full | WriteError::TooLarge { .. } | WriteError::BeyondEnd { .. } => error.to_string(),
     }
 }
 

@@ -6,28 +6,11 @@ use std::{borrow::Cow, collections::HashSet, time::Duration};
 use super::{
     super::{Late, LateAction, Operation, RefusalKind, TtlArg, Version},
     Check, is_set,
-    wire::{Body, BodyLate, BodyTtlArg, Nested, Place, Strings, TtlArgs, Value},
+    wire::{BodyLate, BodyTtlArg, Nested, Place, Strings, TtlArgs, Value},
 };
 use crate::commands::TtlUnit;
 
 impl Check<'_> {
-    /// Never ignored, but for their values.
-    pub(super) fn refuse_late_fields(&mut self, body: &mut Body<'_>) {
-        let late = !matches!(body.late.take(), None | Some(Nested::Absent));
-        let ttl_args = body.ttl_args.take().is_some_and(|args| !args.items.is_empty());
-        let written_keys = body.written_keys.take().is_some_and(|keys| !keys.items.is_empty());
-        let unbuilt = [
-            ("/deadline", is_set(&body.deadline.take())),
-            ("/late", late),
-            ("/version", is_set(&body.version.take())),
-            ("/ttl_args", ttl_args),
-            ("/written_keys", written_keys),
-        ];
-        for (pointer, _) in unbuilt.into_iter().filter(|(_, set)| *set) {
-            self.errors.add(RefusalKind::NotSupported, pointer, "this field is not supported yet");
-        }
-    }
-
     pub(super) fn late(&mut self, value: Option<Nested<BodyLate<'_>>>) -> Option<Late> {
         let Nested::Object(late) = value? else { return None };
         let after = self.late_after(late.after_ms);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 
 fn parse(body: &str) -> Result<Task<'_>, Refusal> {
-    parse::task_with(body.as_bytes(), &rules(), now(), true)
+    Task::parse(body.as_bytes(), &rules(), now())
 }
 
 /// What is wrong, by kind and place.

@@ -3,6 +3,8 @@
 use std::{
     io::{self, BufRead, BufReader, Write},
     net::TcpStream,
+    os::unix::net::UnixStream,
+    path::Path,
 };
 
 use serde_json::Value;
@@ -30,10 +32,28 @@ impl Answer {
 
 /// `headers` are whole lines without their ends.
 pub fn ask(port: u16, method: &str, path: &str, headers: &[&str], body: &str) -> io::Result<Answer> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    let stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;
-    let mut request = format!("{method} {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nconnection: close\r\n");
+    exchange(stream, &format!("127.0.0.1:{port}"), method, path, headers, body)
+}
+
+/// As [`ask`], over a unix socket.
+pub fn ask_socket(socket: &Path, method: &str, path: &str, body: &str) -> io::Result<Answer> {
+    let stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    exchange(stream, "localhost", method, path, &[], body)
+}
+
+fn exchange(
+    mut stream: impl io::Read + Write,
+    host: &str,
+    method: &str,
+    path: &str,
+    headers: &[&str],
+    body: &str,
+) -> io::Result<Answer> {
+    let mut request = format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n");
     for header in headers {
         request.push_str(header);
         request.push_str("\r\n");

@@ -1,27 +1,45 @@
 //! A proxy between a sidecar and Redis that understands commands, so that it can lose exactly what a test wants lost.
 //!
-//! Each connection has a thread that carries one command at a time: it reads a command, passes it on, and carries the
-//! reply back. So a fault falls between two commands, never within one.
+//! A connection through it is a link. Each link has a thread that carries one command at a time: it passes a command
+//! on, and carries the reply back. So a fault falls between two commands, never within one; and what a link has lost
+//! stays lost, as on a real one: no reply is followed by a later one that could be taken for it.
 
 use std::{
     io::{self, BufReader, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        mpsc::{self, Receiver, TryRecvError},
+    },
+    time::{Duration, Instant},
 };
 
-use super::resp;
+use super::{resp, wait_until};
 
-/// What happens to commands that no rule answers.
+/// What happens to commands that no rule answers, and to the links that they come over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Pass,
-    /// Nothing arrives, on either side, and nothing is closed. A connection that has met this stays so until it is
-    /// cut, as one behind a firewall that lost its state.
+    /// Nothing arrives, on either side, and nothing is closed. A link that has met this stays so until it is cut, as
+    /// one behind a firewall that lost its state.
     BlackHole,
+    /// Nothing arrives for now. What was sent over a link that has met this arrives when it is healed, and not before:
+    /// late, and even if the one who sent it has given it up and gone.
+    Stall,
     /// Commands run, and their replies are lost.
     DropReplies,
+    /// Commands run, and their replies take so long.
+    Late(Duration),
     /// New connections are closed at once.
     Refuse,
+}
+
+/// How a link ends when it has carried the replies that it was allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastReply {
+    /// Commands run, and no more replies come.
+    ThenSilence,
+    ThenReset,
 }
 
 type Rule = Box<dyn FnMut(&[Vec<u8>]) -> Option<String> + Send>;
@@ -37,6 +55,15 @@ struct State {
     rule: Option<Rule>,
     /// Commands with this first argument run, and their replies are lost.
     replies_lost: Option<String>,
+    /// The link over which the next command comes that has this in an argument is stalled, or loses its replies.
+    stalled_by: Option<String>,
+    muted_by: Option<String>,
+    /// How many replies pass, over all links, until one link ends like that.
+    replies_left: Option<(usize, LastReply)>,
+    /// Links that have, or had and have not delivered yet, what was stalled.
+    stalled: usize,
+    /// How often stalled links were healed.
+    healed: usize,
     accepted: usize,
     connections: Vec<TcpStream>,
     commands: Vec<Vec<String>>,
@@ -52,6 +79,11 @@ impl Proxy {
             mode: Mode::Pass,
             rule: None,
             replies_lost: None,
+            stalled_by: None,
+            muted_by: None,
+            replies_left: None,
+            stalled: 0,
+            healed: 0,
             accepted: 0,
             connections: Vec::new(),
             commands: Vec::new(),
@@ -66,6 +98,11 @@ impl Proxy {
         format!("redis://{}/0", self.address)
     }
 
+    /// As [`Proxy::url`], for a user of the server.
+    pub fn url_for(&self, user: &str, password: &str) -> String {
+        format!("redis://{user}:{password}@{}/0", self.address)
+    }
+
     pub fn set_mode(&self, mode: Mode) {
         self.state().mode = mode;
     }
@@ -77,6 +114,39 @@ impl Proxy {
     /// Has commands with this first argument run, and their replies lost.
     pub fn lose_replies_of(&self, key: &str) {
         self.state().replies_lost = Some(key.to_owned());
+    }
+
+    /// Lets so many more replies pass; then the link that carries the next one ends like that.
+    pub fn answer_only(&self, replies: usize, last: LastReply) {
+        self.state().replies_left = Some((replies, last));
+    }
+
+    /// Stalls one link: that over which the next command comes that has this in an argument. Others are not concerned.
+    pub fn stall_link_of(&self, text: &str) {
+        self.state().stalled_by = Some(text.to_owned());
+    }
+
+    /// As [`Proxy::stall_link_of`], but commands run, and the replies of that link are lost.
+    pub fn mute_link_of(&self, text: &str) {
+        self.state().muted_by = Some(text.to_owned());
+    }
+
+    /// Links that wait to be healed.
+    pub fn stalled(&self) -> usize {
+        self.state().stalled
+    }
+
+    /// Ends every stall, and returns when all that was held up has arrived where anybody still takes it. The target
+    /// must be up.
+    pub fn heal(&self) {
+        {
+            let mut state = self.state();
+            if state.mode == Mode::Stall {
+                state.mode = Mode::Pass;
+            }
+            state.healed += 1;
+        }
+        wait_until("stalled links to deliver what they have", || self.stalled() == 0);
     }
 
     /// Answers those commands itself for which the rule has an answer, an error without its dash (`LOADING …`).
@@ -147,66 +217,185 @@ fn accept(listener: &TcpListener, state: &Arc<Mutex<State>>) {
         drop(shared);
         let state = state.clone();
         std::thread::spawn(move || {
-            let _ = carry(&client, &server, &state);
+            let mut link =
+                Link { client: &client, server: &server, state: &state, dead: false, mute: false, owes: false };
+            let _ = link.carry();
+            drop(link);
             let _ = client.shutdown(Shutdown::Both);
             let _ = server.shutdown(Shutdown::Both);
         });
     }
 }
 
-enum Fate {
-    Answer(String),
-    Pass,
-    Swallow,
-    LoseReply,
+/// A command as it came in.
+struct Arrived {
+    raw: Vec<u8>,
+    command: Vec<Vec<u8>>,
+    at: Instant,
 }
 
-fn carry(mut client: &TcpStream, mut server: &TcpStream, state: &Mutex<State>) -> io::Result<()> {
-    client.set_nodelay(true)?;
-    server.set_nodelay(true)?;
-    let mut commands = BufReader::with_capacity(64 * 1024, client.try_clone()?);
-    let mut replies = BufReader::with_capacity(64 * 1024, server.try_clone()?);
-    let mut dead = false;
-    loop {
-        let mut raw = Vec::new();
-        let command = arguments(resp::read_raw(&mut commands, &mut raw)?);
-        match fate(&command, &mut dead, state) {
-            Fate::Answer(error) => client.write_all(format!("-{error}\r\n").as_bytes())?,
-            Fate::Swallow => {}
-            fate @ (Fate::Pass | Fate::LoseReply) => {
-                server.write_all(&raw)?;
-                let mut reply = Vec::new();
-                resp::read_raw(&mut replies, &mut reply)?;
-                // The link may have died while the reply was on its way.
-                dead |= lock(state).mode == Mode::BlackHole;
-                if matches!(fate, Fate::Pass) && !dead {
-                    client.write_all(&reply)?;
-                }
+/// One connection through the proxy.
+struct Link<'a> {
+    client: &'a TcpStream,
+    server: &'a TcpStream,
+    state: &'a Mutex<State>,
+    /// Swallows everything.
+    dead: bool,
+    /// Its replies are lost.
+    mute: bool,
+    /// It was stalled, and has not delivered yet all that came meanwhile.
+    owes: bool,
+}
+
+impl Link<'_> {
+    fn carry(&mut self) -> io::Result<()> {
+        self.client.set_nodelay(true)?;
+        self.server.set_nodelay(true)?;
+        let commands = arriving(self.client.try_clone()?);
+        let mut replies = BufReader::with_capacity(64 * 1024, self.server.try_clone()?);
+        while let Some(arrived) = self.next(&commands) {
+            self.note(&arrived);
+            self.suffer(&arrived)?;
+            if self.dead {
+                continue;
             }
+            if let Some(error) = self.own_answer(&arrived) {
+                self.reply(format!("-{error}\r\n").as_bytes());
+                continue;
+            }
+            let mut server = self.server;
+            server.write_all(&arrived.raw)?;
+            let mut reply = Vec::new();
+            resp::read_raw(&mut replies, &mut reply)?;
+            // The link may have got worse while the reply was on its way.
+            self.suffer(&arrived)?;
+            std::thread::sleep(self.lateness(&arrived));
+            self.spend_reply(&arrived)?;
+            self.reply(&reply);
+        }
+        Ok(())
+    }
+
+    /// The next command; none when the client has sent its last.
+    fn next(&mut self, commands: &Receiver<Arrived>) -> Option<Arrived> {
+        match commands.try_recv() {
+            Ok(arrived) => Some(arrived),
+            Err(TryRecvError::Empty) => {
+                self.settle();
+                commands.recv().ok()
+            }
+            Err(TryRecvError::Disconnected) => None,
         }
     }
+
+    fn note(&self, arrived: &Arrived) {
+        let mut state = self.state();
+        state.commands.push(arrived.command.iter().map(|arg| String::from_utf8_lossy(arg).into_owned()).collect());
+    }
+
+    /// Lets the mode have its effect on the link, and waits where it is stalled.
+    fn suffer(&mut self, arrived: &Arrived) -> io::Result<()> {
+        let shared = self.state;
+        let mut state = lock(shared);
+        self.dead |= state.mode == Mode::BlackHole;
+        let by_name = state.stalled_by.take_if(|text| arrived.has(text)).is_some();
+        if self.dead || !(by_name || state.mode == Mode::Stall) {
+            return Ok(());
+        }
+        if !self.owes {
+            self.owes = true;
+            state.stalled += 1;
+        }
+        let healed = state.healed;
+        while state.healed == healed {
+            if state.closed {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+            drop(state);
+            std::thread::sleep(Duration::from_millis(2));
+            state = lock(shared);
+        }
+        Ok(())
+    }
+
+    fn own_answer(&self, arrived: &Arrived) -> Option<String> {
+        self.state().rule.as_mut().and_then(|rule| rule(&arrived.command))
+    }
+
+    /// How long a reply that has come must still wait.
+    fn lateness(&self, arrived: &Arrived) -> Duration {
+        match self.state().mode {
+            Mode::Late(by) => (arrived.at + by).saturating_duration_since(Instant::now()),
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// Decides whether this is a reply that gets lost, and the link with it.
+    fn spend_reply(&mut self, arrived: &Arrived) -> io::Result<()> {
+        let mut state = lock(self.state);
+        let is_lost = |key: &String| arrived.command.get(1).is_some_and(|found| found == key.as_bytes());
+        self.mute |= state.mode == Mode::DropReplies || state.replies_lost.as_ref().is_some_and(is_lost);
+        self.mute |= state.muted_by.take_if(|text| arrived.has(text)).is_some();
+        match state.replies_left.take() {
+            Some((0, LastReply::ThenSilence)) => self.mute = true,
+            Some((0, LastReply::ThenReset)) => return Err(io::ErrorKind::ConnectionReset.into()),
+            Some((left, last)) => state.replies_left = Some((left - 1, last)),
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// A client that is gone does not take back what it has sent: the commands behind this one are carried all the
+    /// same.
+    fn reply(&self, reply: &[u8]) {
+        if !self.dead && !self.mute {
+            let mut client = self.client;
+            let _ = client.write_all(reply);
+        }
+    }
+
+    /// All that was stalled has been delivered.
+    fn settle(&mut self) {
+        if std::mem::take(&mut self.owes) {
+            self.state().stalled -= 1;
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(self.state)
+    }
+}
+
+impl Drop for Link<'_> {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
+
+impl Arrived {
+    fn has(&self, text: &str) -> bool {
+        self.command.iter().any(|argument| argument.windows(text.len()).any(|found| found == text.as_bytes()))
+    }
+}
+
+/// Reads what a client sends as soon as it is sent: a client that closes behind it does not take it back.
+fn arriving(client: TcpStream) -> Receiver<Arrived> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut commands = BufReader::with_capacity(64 * 1024, client);
+        loop {
+            let mut raw = Vec::new();
+            let Ok(command) = resp::read_raw(&mut commands, &mut raw) else { return };
+            let arrived = Arrived { raw, command: arguments(command), at: Instant::now() };
+            if sender.send(arrived).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
 }
 
 fn arguments(command: resp::Reply) -> Vec<Vec<u8>> {
     let resp::Reply::Array(items) = command else { return Vec::new() };
     items.into_iter().map(|item| if let resp::Reply::Bulk(Some(bytes)) = item { bytes } else { Vec::new() }).collect()
-}
-
-fn fate(command: &[Vec<u8>], dead: &mut bool, state: &Mutex<State>) -> Fate {
-    let mut state = lock(state);
-    state.commands.push(command.iter().map(|arg| String::from_utf8_lossy(arg).into_owned()).collect());
-    *dead |= state.mode == Mode::BlackHole;
-    if *dead {
-        return Fate::Swallow;
-    }
-    if let Some(answer) = state.rule.as_mut().and_then(|rule| rule(command)) {
-        return Fate::Answer(answer);
-    }
-    if command.get(1).is_some_and(|key| state.replies_lost.as_ref().is_some_and(|lost| lost.as_bytes() == *key)) {
-        return Fate::LoseReply;
-    }
-    match state.mode {
-        Mode::DropReplies => Fate::LoseReply,
-        Mode::Pass | Mode::BlackHole | Mode::Refuse => Fate::Pass,
-    }
 }

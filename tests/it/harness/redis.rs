@@ -81,13 +81,18 @@ impl Redis {
         self.child = spawn(self.port, self.dir.path(), &args);
     }
 
+    /// A connection to ask many things over.
+    pub fn client(&self) -> resp::Client {
+        resp::Client::connect(self.port).expect("the server listens")
+    }
+
     /// Sends one command over a connection of its own.
     pub fn cli(&self, args: &[&str]) -> Reply {
         self.try_cli(args).expect("the server answers")
     }
 
     pub fn try_cli(&self, args: &[&str]) -> io::Result<Reply> {
-        command(self.port, args, PATIENCE)
+        command(self.port, args)
     }
 
     /// As `cli`, in the name of a user with a password.
@@ -131,10 +136,11 @@ impl Drop for Redis {
     }
 }
 
-/// A port that nothing listens on at this moment.
+/// A port that nothing listens on at this moment, below those that the system gives to connections: nobody else gets it
+/// while the server that had it is down.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("the loopback has a free port");
-    listener.local_addr().expect("a bound listener has an address").port()
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    std::iter::repeat_with(|| fastrand::u16(10_000..32_000)).find(is_free).expect("some port is free")
 }
 
 fn spawn(port: u16, dir: &Path, args: &[String]) -> Child {
@@ -157,7 +163,7 @@ fn comes_up(port: u16, child: &mut Child) -> bool {
             return false;
         }
         // One that asks for a password is up, and one that loads its data is not.
-        if command(port, &["PING"], PATIENCE).is_ok_and(|reply| !reply.text().starts_with("LOADING")) {
+        if command(port, &["PING"]).is_ok_and(|reply| !reply.text().starts_with("LOADING")) {
             return true;
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -165,10 +171,6 @@ fn comes_up(port: u16, child: &mut Child) -> bool {
     false
 }
 
-fn command(port: u16, args: &[&str], patience: Duration) -> io::Result<Reply> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(patience))?;
-    let bytes: Vec<&[u8]> = args.iter().map(|arg| arg.as_bytes()).collect();
-    resp::write_command(&mut stream, &bytes)?;
-    resp::read_reply(&mut BufReader::new(stream))
+fn command(port: u16, args: &[&str]) -> io::Result<Reply> {
+    resp::Client::connect(port)?.ask(args)
 }

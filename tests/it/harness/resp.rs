@@ -1,6 +1,11 @@
 //! The Redis protocol, as far as a test and a proxy must read it.
 
-use std::io::{self, BufRead, Write};
+use std::{
+    io::{self, BufRead, BufReader, Write},
+    net::TcpStream,
+};
+
+use super::PATIENCE;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
@@ -28,6 +33,27 @@ impl Reply {
             Self::Array(items) => items.iter().map(Self::text).collect(),
             one => vec![one.text()],
         }
+    }
+}
+
+/// A connection that asks one thing after the other.
+pub struct Client {
+    stream: TcpStream,
+    replies: BufReader<TcpStream>,
+}
+
+impl Client {
+    pub fn connect(port: u16) -> io::Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_nodelay(true)?;
+        Ok(Self { replies: BufReader::new(stream.try_clone()?), stream })
+    }
+
+    pub fn ask<A: AsRef<[u8]>>(&mut self, args: &[A]) -> io::Result<Reply> {
+        let bytes: Vec<&[u8]> = args.iter().map(AsRef::as_ref).collect();
+        write_command(&mut self.stream, &bytes)?;
+        read_reply(&mut self.replies)
     }
 }
 

@@ -1,7 +1,10 @@
 //! The real binary.
 
 use std::{
+    fs,
     io::{self, BufRead, BufReader},
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
     process::{Child, ExitStatus, Stdio},
     sync::{Arc, Mutex},
     time::Instant,
@@ -11,13 +14,17 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{Answer, PATIENCE, http, mortal, wait_for, wait_until};
+use super::{Answer, PATIENCE, http, redrive, wait_for, wait_until};
+
+const DATA: &str = "data";
 
 /// A sidecar with a data directory of its own; ended when dropped.
 pub struct Sidecar {
     child: Child,
-    data_dir: TempDir,
+    /// Where its data directory is; it makes that one itself.
+    dir: TempDir,
     args: Vec<String>,
+    environment: Vec<(String, String)>,
     /// What it has written so far, over all its lives.
     lines: Arc<Mutex<Vec<String>>>,
     port: u16,
@@ -39,16 +46,51 @@ impl Address {
     }
 }
 
+/// As [`Address`], and the same through all lives of the sidecar: nobody else comes to listen there meanwhile.
+#[derive(Clone)]
+pub struct Socket(PathBuf);
+
+impl Socket {
+    pub fn post(&self, task: &Value) -> io::Result<Answer> {
+        http::ask_socket(&self.0, "POST", "/tasks", &task.to_string())
+    }
+
+    pub fn batch(&self, tasks: &[Value]) -> io::Result<Answer> {
+        http::ask_socket(&self.0, "POST", "/tasks/batch", &json!({"tasks": tasks}).to_string())
+    }
+}
+
 impl Sidecar {
     /// Starts one for the Redis at `url`, and waits until it takes tasks. `args` are further flags of `serve`.
     pub fn start(url: &str, args: &[&str]) -> Self {
-        let mut all = vec!["--redis-url".to_owned(), url.to_owned()];
-        all.extend(args.iter().map(|&arg| arg.to_owned()));
-        let data_dir = tempfile::tempdir().expect("a temporary directory can be made");
+        Self::start_in(Vec::new(), url, args)
+    }
+
+    /// As `start`, with more in its environment, in all its lives.
+    pub fn start_in(environment: Vec<(String, String)>, url: &str, args: &[&str]) -> Self {
+        Self::launch(temporary(), "127.0.0.1:0", environment, url, args)
+    }
+
+    /// As `start`, with faults on purpose: what `REDRIVE_FAULTS` takes.
+    pub fn start_with(faults: &str, url: &str, args: &[&str]) -> Self {
+        Self::start_in(on_purpose(faults), url, args)
+    }
+
+    /// As `start_with`, but it takes tasks on a unix socket, and only there.
+    pub fn start_on_socket(faults: &str, url: &str, args: &[&str]) -> (Self, Socket) {
+        let dir = temporary();
+        let socket = dir.path().join("tasks.sock");
+        let sidecar = Self::launch(dir, &format!("unix:{}", socket.display()), on_purpose(faults), url, args);
+        (sidecar, Socket(socket))
+    }
+
+    fn launch(dir: TempDir, listen: &str, environment: Vec<(String, String)>, url: &str, args: &[&str]) -> Self {
+        let args = [&["--redis-url", url, "--listen", listen], args].concat();
+        let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
         let lines = Arc::default();
-        let child = spawn(&data_dir, &all, &lines);
-        let mut sidecar = Self { child, data_dir, args: all, lines, port: 0, ops_port: 0 };
-        sidecar.wait_for_ports(0);
+        let child = spawn(&dir.path().join(DATA), &args, &environment, &lines);
+        let mut sidecar = Self { child, dir, args, environment, lines, port: 0, ops_port: 0 };
+        assert!(sidecar.comes_up(0), "the sidecar ended: {:?}", sidecar.logs().last());
         sidecar
     }
 
@@ -59,9 +101,48 @@ impl Sidecar {
 
     /// Starts it again on the same data directory, after it has ended.
     pub fn restart(&mut self) {
+        assert!(self.try_restart(), "the sidecar ended: {:?}", self.logs().last());
+    }
+
+    /// As `restart`; false where it ended again before it was up, as one with faults may.
+    pub fn try_restart(&mut self) -> bool {
         let before = self.logs().len();
-        self.child = spawn(&self.data_dir, &self.args, &self.lines);
-        self.wait_for_ports(before);
+        self.spawn_again();
+        self.comes_up(before)
+    }
+
+    /// What `REDRIVE_FAULTS` has in its next lives.
+    pub fn set_faults(&mut self, faults: &str) {
+        self.environment = on_purpose(faults);
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("the child is ours to wait for").is_some()
+    }
+
+    /// Starts it again, which must fail; answers the status and the line that says why.
+    pub fn fail_to_restart(&mut self) -> (Option<i32>, String) {
+        let before = self.logs().len();
+        self.spawn_again();
+        let status = self.wait();
+        let line = wait_for("the line that says why", || {
+            self.logs()[before..].iter().find(|line| !line.starts_with('{')).cloned()
+        });
+        (status.code(), line)
+    }
+
+    fn spawn_again(&mut self) {
+        self.child = spawn(&self.data_dir(), &self.args, &self.environment, &self.lines);
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join(DATA)
+    }
+
+    /// As `restart`, with more flags of `serve` from now on.
+    pub fn restart_with(&mut self, more: &[&str]) {
+        self.args.extend(more.iter().map(|&arg| arg.to_owned()));
+        self.restart();
     }
 
     /// Sends SIGTERM and waits for the end.
@@ -80,6 +161,33 @@ impl Sidecar {
 
     pub fn address(&self) -> Address {
         Address(self.port)
+    }
+
+    /// Of the data plane and of the ops plane.
+    pub fn ports(&self) -> [u16; 2] {
+        [self.port, self.ops_port]
+    }
+
+    /// The addresses on which the process takes TCP connections, as the kernel says.
+    pub fn listening(&self) -> Vec<SocketAddr> {
+        const LISTEN: &str = "0A";
+        let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let files = fs::read_dir(proc.join("fd")).expect("a running process has open files");
+        let open: Vec<PathBuf> =
+            files.filter_map(|file| fs::read_link(file.expect("it can be listed").path()).ok()).collect();
+        let mut listening = Vec::new();
+        for table in ["tcp", "tcp6"] {
+            // Without IPv6 the second is not there.
+            let table = fs::read_to_string(proc.join("net").join(table)).unwrap_or_default();
+            for row in table.lines().skip(1) {
+                let fields: Vec<&str> = row.split_whitespace().collect();
+                let is_own = || open.contains(&PathBuf::from(format!("socket:[{}]", fields[9])));
+                if fields[3] == LISTEN && is_own() {
+                    listening.push(socket_address(fields[1]));
+                }
+            }
+        }
+        listening
     }
 
     /// Sends a task, which must be accepted.
@@ -105,7 +213,11 @@ impl Sidecar {
 
     /// Asks the ops plane.
     pub fn ops(&self, path: &str) -> Answer {
-        http::ask(self.ops_port, "GET", path, &[], "").expect("the sidecar answers")
+        self.try_ops(path).expect("the sidecar answers")
+    }
+
+    pub fn try_ops(&self, path: &str) -> io::Result<Answer> {
+        http::ask(self.ops_port, "GET", path, &[], "")
     }
 
     /// Asks the ops plane with the token that it wants.
@@ -163,24 +275,26 @@ impl Sidecar {
     /// The memory that the process takes now.
     pub fn resident_bytes(&self) -> u64 {
         let path = format!("/proc/{}/status", self.child.id());
-        let status = std::fs::read_to_string(path).expect("a running process has a status");
+        let status = fs::read_to_string(path).expect("a running process has a status");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the status says VmRSS");
         let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("VmRSS is a number of kB");
         kib * 1024
     }
 
-    /// Both listeners say where they are; the ops plane is the last to do so.
-    fn wait_for_ports(&mut self, before: usize) {
+    /// Both listeners say where they are; the ops plane is the last to do so. False when the process ended instead.
+    fn comes_up(&mut self, before: usize) -> bool {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let lines = self.logs();
             let find = |start: &str| lines[before..].iter().find_map(|line| port_after(line, start));
-            if let (Some(port), Some(ops_port)) = (find("Taking tasks on "), find("admin API are on ")) {
-                (self.port, self.ops_port) = (port, ops_port);
-                return;
+            if let Some(ops_port) = find("admin API are on ") {
+                // None on a unix socket.
+                (self.port, self.ops_port) = (find("Taking tasks on ").unwrap_or(0), ops_port);
+                return true;
             }
-            let ended = self.child.try_wait().expect("the child is ours to wait for");
-            assert!(ended.is_none(), "the sidecar ended ({ended:?}): {:?}", lines.last());
+            if self.has_ended() {
+                return false;
+            }
             assert!(Instant::now() < deadline, "the sidecar does not start");
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
@@ -202,24 +316,45 @@ impl Drop for Sidecar {
     }
 }
 
+/// Reads `0100007F:1CD3`: the address in words of 32 bits, each as it lies in memory, and the port.
+fn socket_address(text: &str) -> SocketAddr {
+    let hexadecimal = |digits: &str| u32::from_str_radix(digits, 16).expect("it is hexadecimal");
+    let (address, port) = text.split_once(':').expect("an address has a port");
+    let octets: Vec<u8> =
+        (0..address.len()).step_by(8).flat_map(|at| hexadecimal(&address[at..at + 8]).to_ne_bytes()).collect();
+    let ip = match <[u8; 4]>::try_from(&octets[..]) {
+        Ok(octets) => IpAddr::from(octets),
+        Err(_) => IpAddr::from(<[u8; 16]>::try_from(octets).expect("an address has 4 or 16 octets")),
+    };
+    SocketAddr::new(ip, hexadecimal(port) as u16)
+}
+
 fn port_after(line: &str, start: &str) -> Option<u16> {
     let (_, rest) = line.split_once(&format!("{start}http://127.0.0.1:"))?;
     let digits = rest.find(|found: char| !found.is_ascii_digit())?;
     rest[..digits].parse().ok()
 }
 
-fn spawn(data_dir: &TempDir, args: &[String], lines: &Arc<Mutex<Vec<String>>>) -> Child {
-    let mut command = mortal(env!("CARGO_BIN_EXE_redrive"));
-    // What is set for the one who runs the tests is not set for the sidecar.
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("REDRIVE_")) {
-        command.env_remove(name);
-    }
-    let mut child = command
-        .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0", "--journal-allow-volatile"])
+fn temporary() -> TempDir {
+    tempfile::tempdir().expect("a temporary directory can be made")
+}
+
+/// The environment that has these faults; an empty one for none.
+fn on_purpose(faults: &str) -> Vec<(String, String)> {
+    [("REDRIVE_FAULTS", faults)]
+        .iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|&(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
+fn spawn(data_dir: &Path, args: &[String], environment: &[(String, String)], lines: &Arc<Mutex<Vec<String>>>) -> Child {
+    let mut child = redrive()
+        .args(["serve", "--ops-listen", "127.0.0.1:0", "--journal-allow-volatile"])
         .arg("--data-dir")
-        .arg(data_dir.path())
+        .arg(data_dir)
         .args(args)
-        .env_remove("RUST_LOG")
+        .envs(environment.iter().cloned())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

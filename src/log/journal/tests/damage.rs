@@ -9,7 +9,8 @@ use super::{
     super::{
         audit::DamageReport,
         budget::{Budget, Purpose},
-        chain::Chain,
+        chain::{Chain, WriteError},
+        checkpoint,
         disk::Disk,
         frame::{FRAMES_START, FoundHeader, Kind, Pair, SegmentHeader},
         reader::Source,
@@ -348,6 +349,52 @@ fn garbled_checkpoints_fall_back_to_the_one_before() {
     assert_eq!(watermark(), 1, "the one in the segment before");
 }
 
+/// Whoever wrote it, no journal did: what had no number yet was not finished.
+#[test]
+fn checkpoint_ahead_of_its_log_is_passed_over() {
+    let image = Image::new();
+    let disk = image.disk.copy();
+    let last = image.last();
+    disk.tamper(&image.segments[last.segment], |content| {
+        let FoundHeader::Valid(header) = SegmentHeader::decode(content) else { panic!("the header is damaged") };
+        let ahead = Checkpoint { watermark: RECORDS + 1, state: Bytes::from_static(b"ahead") };
+        let mut frame = Vec::new();
+        checkpoint::encode(&mut frame, header.seed(), header.log_id, RECORDS, &ahead);
+        content.truncate(last.bytes.end);
+        content.extend(frame);
+    });
+    assert_eq!(check(&disk), Survey { records: image.all(), watermark: 1, damaged: 0, torn: 0 });
+}
+
+#[test]
+fn identity_is_the_same_at_each_try_to_make_it() {
+    let disk = SimDisk::new();
+    let mut chain = Chain::new(home(&disk, &Arc::default()));
+    let identity = || SegmentHeader::decode(&disk.content(&PathBuf::from(DIR).join("META")));
+    // Room for both copies, but not for all of the file.
+    disk.set_faults(Faults { room: Some(1500), ..Faults::default() });
+    let item = (Kind::Record, Pair { first: Bytes::new(), second: value(0) });
+    assert!(matches!(chain.append(std::slice::from_ref(&item), Purpose::Append), Err(WriteError::Full)));
+    let first = identity();
+    assert!(matches!(first, FoundHeader::Valid(_)));
+    disk.set_faults(Faults::default());
+    chain.append(&[item], Purpose::Append).expect("there is room");
+    assert_eq!(identity(), first);
+}
+
+#[test]
+fn nothing_is_made_after_a_failed_sync() {
+    let disk = SimDisk::new();
+    let mut chain = Chain::new(home(&disk, &Arc::default()));
+    disk.set_faults(Faults { sync_fails: true, ..Faults::default() });
+    assert!(matches!(chain.commit(&Checkpoint::default()), Err(WriteError::Poisoned(_))));
+    disk.set_faults(Faults { changes_left: Some(100), ..Faults::default() });
+    assert!(matches!(chain.commit(&Checkpoint::default()), Err(WriteError::Refused(_))));
+    let item = (Kind::Record, Pair { first: Bytes::new(), second: value(0) });
+    assert!(matches!(chain.append(&[item], Purpose::Append), Err(WriteError::Refused(_))));
+    assert_eq!(disk.changes_left(), Some(100));
+}
+
 #[test]
 fn later_format_is_refused_and_left_alone() {
     let image = Image::new();
@@ -401,6 +448,28 @@ fn last_frame_damaged_is_cut_and_said() {
         assert_eq!((found.damaged, found.torn), (0, 1));
     });
     assert!(lines.iter().any(|line| line.contains(&format!("records from {} on", last.seq))), "{lines:?}");
+}
+
+#[test]
+fn numbers_skipped_at_the_head_of_a_segment_are_no_loss() {
+    let image = Image::new();
+    let disk = image.disk.copy();
+    let mut chain = open(&disk, &Arc::default());
+    while chain.shelf().newest_first().len() == image.segments.len() {
+        append(&mut chain);
+    }
+    // The first write into the newest segment was not finished, and there is no room to say so.
+    let newest = chain.shelf().newest_first()[0].path.clone();
+    drop(chain);
+    disk.tamper(&newest, |content| {
+        content.truncate(FRAMES_START as usize);
+        content.extend(b"torn");
+    });
+    disk.set_faults(Faults { room: Some(0), ..Faults::default() });
+    let mut chain = open(&disk, &Arc::default());
+    disk.set_faults(Faults::default());
+    append(&mut chain);
+    assert_eq!(survey(&disk).damaged, 0);
 }
 
 #[test]

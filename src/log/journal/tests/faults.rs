@@ -1,15 +1,15 @@
 //! A disk that refuses: full, short of breath, or broken. Whatever it does, no answer is a lie.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
 use super::{
-    super::{JournalConfig, JournalLog, OpenError},
+    super::{JournalConfig, JournalLog, OpenError, disk::Disk},
     sim::{Faults, SimDisk},
 };
 use crate::log::{
-    AppendError, Checkpoint, Log, TableError,
+    AppendError, Checkpoint, CommitError, Log, TableError,
     conformance::{append, assigned, queue, read, record, tail, values},
 };
 
@@ -63,6 +63,9 @@ async fn failed_sync_answers_nobody_and_is_the_end() {
     assert!(log.ready().is_err());
     let table = log.table("things").expect("it is made");
     assert!(matches!(table.put("a".into(), "b".into()).await, Err(TableError::Unavailable { .. })));
+    for made in ["queues/default/low", "tables"] {
+        assert!(disk.inspect(&Path::new("/data").join(made)).is_err(), "{made} was made after the end");
+    }
     let none = tokio::time::timeout(Duration::from_millis(50), assigned.reader.next(1000)).await;
     assert!(none.is_err(), "a reader sees nothing that was not synced");
 }
@@ -77,6 +80,28 @@ async fn broken_write_that_cannot_be_cut_back_is_the_end() {
     disk.set_faults(Faults { short_writes: true, changes_left: Some(1), ..Faults::default() });
     assert_eq!(log.append(&queue, record("lost")).await, Err(AppendError::FateUnknown));
     log.failed().await;
+}
+
+#[tokio::test]
+async fn checkpoint_that_could_not_be_read_back_is_refused() {
+    let log = open(&SimDisk::new(), 1 << 30);
+    let queue = queue("normal");
+    append(&log, &queue, "a").await;
+    let first = assigned(&log, &queue).await;
+    let commit = |watermark, bytes: usize| {
+        let checkpoint = Checkpoint { watermark, state: vec![7; bytes].into() };
+        log.commit(&first.partition, first.epoch, checkpoint)
+    };
+    commit(1, 10).await.expect("it is stored");
+    for (watermark, bytes, expected) in [(1, 16 << 20, "over the journal's limit"), (2, 10, "beyond the journal's end")]
+    {
+        match commit(watermark, bytes).await {
+            Err(CommitError::Unavailable { reason }) => assert!(reason.contains(expected), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    let kept = assigned(&log, &queue).await.checkpoint.expect("there is one");
+    assert_eq!((kept.watermark, kept.state.len()), (1, 10), "the one before stays");
 }
 
 #[tokio::test]

@@ -204,7 +204,7 @@ impl Case {
             }
             Err(WriteError::Poisoned(_) | WriteError::Refused(_)) => self.doubtful.extend(values),
             // Nothing was stored, whatever happens from here on.
-            Err(WriteError::Full) => {}
+            Err(WriteError::Full | WriteError::TooLarge { .. } | WriteError::BeyondEnd { .. }) => {}
         }
         Ok(())
     }

@@ -1,17 +1,22 @@
 //! A disk in memory that can lose what was not synced. Everything is in blocks of 512 bytes: a power cut keeps any
 //! subset of the blocks written since the file's last sync, any subset of the names made or removed since the
-//! directory's last sync, and of an unsynced change of size any part.
+//! directory's last sync, and of an unsynced change of size any part. Sectors can be lost: they are neither read nor
+//! written in part, until they are written anew as a whole.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use super::super::disk::{Disk, DiskFile, FileKind, Inspected, Listed, Lock, Space, parent_of};
 
 const BLOCK: usize = 512;
+/// What is lost at a time.
+pub const SECTOR: usize = 4096;
 
 #[derive(Clone, Default)]
 pub struct SimDisk(Arc<Mutex<State>>);
@@ -21,6 +26,7 @@ struct State {
     dirs: BTreeMap<PathBuf, Dir>,
     files: Vec<Inode>,
     faults: Faults,
+    pauses: usize,
 }
 
 /// What goes wrong, and when.
@@ -55,6 +61,8 @@ struct Inode {
     dirty: BTreeSet<usize>,
     /// Content or size changed since the last sync.
     is_dirty: bool,
+    /// Sectors that cannot be read, and after how many pauses they can; `None`: never.
+    lost: BTreeMap<usize, Option<usize>>,
 }
 
 impl SimDisk {
@@ -66,6 +74,20 @@ impl SimDisk {
 
     pub fn set_faults(&self, faults: Faults) {
         self.lock().faults = faults;
+    }
+
+    /// Loses the sector of a file that a byte is in; for so many pauses, or for good.
+    pub fn lose_sector(&self, path: &Path, byte: usize, pauses: Option<usize>) {
+        let mut state = self.lock();
+        let Some(Name::File(inode)) = state.find(path) else {
+            panic!("there is no file {}", path.display());
+        };
+        state.files[inode].lost.insert(byte / SECTOR, pauses);
+    }
+
+    /// How often something waited before it tried again.
+    pub fn pauses(&self) -> usize {
+        self.lock().pauses
     }
 
     pub fn changes_left(&self) -> Option<u64> {
@@ -104,6 +126,7 @@ impl SimDisk {
             dirs: state.dirs.iter().map(|(path, dir)| (path.clone(), copy_dir(dir))).collect(),
             files: state.files.iter().map(copy_file).collect(),
             faults: Faults::default(),
+            pauses: 0,
         })))
     }
 
@@ -214,6 +237,15 @@ impl Inode {
         }
     }
 
+    /// Fails where a lost sector is among the bytes.
+    fn check(&self, bytes: Range<usize>) -> io::Result<()> {
+        let sectors = bytes.start / SECTOR..bytes.end.div_ceil(SECTOR);
+        match self.lost.range(sectors).next() {
+            Some(_) if !bytes.is_empty() => Err(rustix::io::Errno::IO.into()),
+            _ => Ok(()),
+        }
+    }
+
     fn touch(&mut self, from: usize, to: usize) {
         self.is_dirty = true;
         self.dirty.extend(from / BLOCK..to.div_ceil(BLOCK));
@@ -291,6 +323,17 @@ impl Disk for SimDisk {
     fn lock(&self, _: &Path) -> io::Result<Option<Lock>> {
         Ok(Some(Box::new(())))
     }
+
+    fn pause(&self, _: Duration) {
+        let mut state = self.lock();
+        state.pauses += 1;
+        for file in &mut state.files {
+            file.lost.retain(|_, pauses| {
+                *pauses = pauses.map(|left| left - 1);
+                *pauses != Some(0)
+            });
+        }
+    }
 }
 
 impl State {
@@ -326,6 +369,11 @@ impl DiskFile for SimFile {
             to -= grown.saturating_sub(*room) as usize;
             *room -= grown.min(*room);
         }
+        // A sector that is written in part is read first.
+        let whole = from.next_multiple_of(SECTOR)..to / SECTOR * SECTOR;
+        file.check(from..to.min(whole.start))?;
+        file.check(whole.end.max(from)..to)?;
+        file.lost.retain(|sector, _| !whole.contains(&(sector * SECTOR)));
         if to > file.current.len() {
             file.current.resize(to, 0);
         }
@@ -339,6 +387,7 @@ impl DiskFile for SimFile {
         let content = &state.files[self.inode].current;
         let from = (offset as usize).min(content.len());
         let len = into.len().min(content.len() - from);
+        state.files[self.inode].check(from..from + len)?;
         into[..len].copy_from_slice(&content[from..from + len]);
         Ok(len)
     }
@@ -346,7 +395,10 @@ impl DiskFile for SimFile {
     fn truncate(&self, size: u64) -> io::Result<()> {
         let mut state = self.disk.change()?;
         let file = &mut state.files[self.inode];
-        file.current.resize(size as usize, 0);
+        let size = size as usize;
+        file.check(size..size.next_multiple_of(SECTOR))?;
+        file.lost.retain(|sector, _| sector * SECTOR < size);
+        file.current.resize(size, 0);
         file.is_dirty = true;
         Ok(())
     }

@@ -1,0 +1,535 @@
+//! That the rule is right is shown on a model: units run on a tiny Redis as chance orders them, checkpoints are written
+//! and fail, the process dies and begins again from any checkpoint that may be durable. In the end Redis must be as if
+//! each unit had run once, when it first ran, and no unit may be answered otherwise the second time. The same cases are
+//! tried each time, unless `REDRIVE_REPLAY_CASES` sets how many: then from a random seed on, which a failure names.
+//!
+//! That the model would notice is shown by planting breaks of the rule: it must find each.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::*;
+use crate::consumer::{
+    model::{ModelRedis, Refused},
+    schedule::{Schedule, UnitId},
+};
+
+const KEYS: [&str; 3] = ["a", "b", "c"];
+
+/// What decides which units run.
+trait Rule {
+    fn may_run(&self, keys: &Keys, kind: ReplayKind) -> bool;
+    fn finished(&mut self, keys: &Keys, kind: ReplayKind);
+    fn seal(&mut self);
+    fn checkpointed(&mut self);
+    fn unsealed(&mut self);
+}
+
+impl Rule for Rows {
+    fn may_run(&self, keys: &Keys, kind: ReplayKind) -> bool {
+        self.may_run(keys, kind)
+    }
+
+    fn finished(&mut self, keys: &Keys, kind: ReplayKind) {
+        self.finished(keys, kind);
+    }
+
+    fn seal(&mut self) {
+        self.seal();
+    }
+
+    fn checkpointed(&mut self) {
+        self.checkpointed();
+    }
+
+    fn unsealed(&mut self) {
+        self.unsealed();
+    }
+}
+
+/// Breaks of the rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Break {
+    /// Nothing waits.
+    NoWait,
+    /// Whatever finished, others may follow.
+    NothingCloses,
+    /// Fields of any types in one row.
+    TypesMixed,
+    RemovalsAnywhere,
+    /// What a unit without known keys did is forgotten.
+    BarrierNotCounted,
+    /// What finished before a checkpoint is forgotten before it is durable.
+    SealedForgotten,
+    /// What finished before a checkpoint that failed is forgotten.
+    UnsealedForgotten,
+    /// A once-unit that was refused counts as one that has its marker.
+    RefusedIsOnce,
+}
+
+/// The rule as the module says it, word by word over all that finished.
+#[derive(Default)]
+struct Written {
+    finished: Vec<(Keys, ReplayKind)>,
+    sealed: usize,
+    broken: Option<Break>,
+}
+
+impl Written {
+    fn kinds(&self, key: u64) -> Vec<ReplayKind> {
+        let touches = |keys: &Keys| *keys == Keys::Barrier || keys.as_slice().contains(&key);
+        self.finished.iter().filter(|(keys, _)| touches(keys)).map(|(_, kind)| *kind).collect()
+    }
+
+    fn is_row(&self, row: &[ReplayKind]) -> bool {
+        let others = &row[row.iter().take_while(|kind| **kind == ReplayKind::Once).count()..];
+        if others.len() <= 1 || self.broken == Some(Break::NothingCloses) && others.contains(&ReplayKind::Other) {
+            return true;
+        }
+        let fields: Option<Vec<_>> = row
+            .iter()
+            .map(|kind| match kind {
+                ReplayKind::Fields(field_type, change) => Some((*field_type, *change)),
+                _ => None,
+            })
+            .collect();
+        match fields {
+            Some(fields) => {
+                let one_type = fields.iter().all(|(field_type, _)| *field_type == fields[0].0);
+                let mut blocks: Vec<_> = fields.iter().map(|(_, change)| *change).collect();
+                blocks.dedup();
+                let removals = blocks.iter().filter(|change| **change == FieldChange::Remove).count();
+                (one_type || self.broken == Some(Break::TypesMixed))
+                    && (removals <= 1 || self.broken == Some(Break::RemovalsAnywhere))
+            }
+            None => row.iter().all(|kind| *kind == ReplayKind::Overwrite),
+        }
+    }
+}
+
+impl Rule for Written {
+    fn may_run(&self, keys: &Keys, kind: ReplayKind) -> bool {
+        let fits = |key| {
+            let mut row = self.kinds(key);
+            row.push(kind);
+            self.is_row(&row)
+        };
+        self.broken == Some(Break::NoWait)
+            || match keys {
+                Keys::Barrier => (0..KEYS.len() as u64).all(fits),
+                keys => keys.as_slice().iter().copied().all(fits),
+            }
+    }
+
+    fn finished(&mut self, keys: &Keys, kind: ReplayKind) {
+        if self.broken != Some(Break::BarrierNotCounted) || *keys != Keys::Barrier {
+            self.finished.push((keys.clone(), kind));
+        }
+    }
+
+    fn seal(&mut self) {
+        self.sealed = self.finished.len();
+        if self.broken == Some(Break::SealedForgotten) {
+            self.checkpointed();
+        }
+    }
+
+    fn checkpointed(&mut self) {
+        self.finished.drain(..self.sealed);
+        self.sealed = 0;
+    }
+
+    fn unsealed(&mut self) {
+        if self.broken == Some(Break::UnsealedForgotten) {
+            self.checkpointed();
+        }
+        self.sealed = 0;
+    }
+}
+
+/// Kinds of units, as [`Unit::chosen_by`] numbers them: those that tell something of each other are together.
+const FAMILIES: [&[u8]; 8] =
+    [&[0, 1, 2], &[0, 3, 7], &[3, 4, 7, 18], &[5, 6, 7, 10], &[8, 9, 16, 17], &[10, 11], &[12, 13], &[14, 15]];
+
+/// A unit on its way.
+struct Unit {
+    keys: Keys,
+    kind: ReplayKind,
+    script: Script,
+    /// Milliseconds after it first runs.
+    ttl: Option<i64>,
+    /// Since it first ran.
+    deadline: Option<i64>,
+    /// How it was answered first.
+    answer: Option<Result<(), Refused>>,
+}
+
+#[derive(Clone, Debug)]
+enum Script {
+    /// Words of a command; `?` stands for its deadline.
+    Command(Vec<&'static str>),
+    /// Copies whether one key exists to another one.
+    Existence(&'static str, &'static str),
+    /// Counts all texts and what is not there.
+    CountAll,
+}
+
+impl Script {
+    fn run(&self, redis: &mut ModelRedis, now: i64, deadline: i64) -> Result<(), Refused> {
+        let mut run = |words: &[&str]| {
+            let deadline = deadline.to_string();
+            let args: Vec<&[u8]> = words[1..]
+                .iter()
+                .map(|word| if *word == "?" { deadline.as_bytes() } else { word.as_bytes() })
+                .collect();
+            redis.run(now, words[0], &args)
+        };
+        match self {
+            Self::Command(words) => run(words),
+            Self::Existence(from, to) => {
+                redis.expire(now);
+                let exists = redis.exists(from.as_bytes());
+                if exists {
+                    redis.run(now, "SET", &[to.as_bytes(), b"1"])
+                } else {
+                    redis.run(now, "DEL", &[to.as_bytes()])
+                }
+            }
+            Self::CountAll => {
+                let _: Vec<_> = KEYS.iter().map(|key| run(&["INCR", key])).collect();
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Unit {
+    fn chosen_by(chance: &mut fastrand::Rng, kinds: &[u8], keys: usize) -> Self {
+        use FieldChange::{Add, Remove};
+        use FieldType::{Hash, Set, SortedSet};
+        use ReplayKind::{Fields, Once, Other, Overwrite};
+        let (first, second) = (chance.usize(..keys), chance.usize(..keys));
+        let (key, other) = (KEYS[first], KEYS[second]);
+        let value = ["1", "2", "x"][chance.usize(..3)];
+        let field = ["f", "g"][chance.usize(..2)];
+        let one = Keys::new([first as u64]);
+        let both = Keys::new([first as u64, second as u64]);
+        let command = |words: &[&'static str]| Script::Command(words.to_vec());
+        let (keys, kind, script) = match kinds[chance.usize(..kinds.len())] {
+            0 => (one, Overwrite, command(&["SET", key, value])),
+            1 => (one, Overwrite, command(&["DEL", key])),
+            2 => (both, Overwrite, command(&["MSET", key, value, other, value])),
+            3 => (one, Other, command(&["SET", key, value, "PXAT", "?"])),
+            4 => (one, Other, command(&["SET", key, value, "NX"])),
+            5 => (one, Other, command(&["PEXPIREAT", key, "?"])),
+            6 => (one, Other, command(&["PERSIST", key])),
+            7 => (one, Once, command(&["INCR", key])),
+            8 => (one, Once, command(&["RPUSH", key, value])),
+            9 => (both, Once, command(&["RENAME", key, other])),
+            10 => (one, Fields(Hash, Add), command(&["HSET", key, field, value])),
+            11 => (one, Fields(Hash, Remove), command(&["HDEL", key, field])),
+            12 => (one, Fields(Set, Add), command(&["SADD", key, field])),
+            13 => (one, Fields(Set, Remove), command(&["SREM", key, field])),
+            14 => (one, Fields(SortedSet, Add), command(&["ZADD", key, value, field])),
+            15 => (one, Fields(SortedSet, Remove), command(&["ZREM", key, field])),
+            16 => (both, Other, Script::Existence(key, other)),
+            17 => (Keys::Barrier, Other, Script::Existence(key, other)),
+            18 => (Keys::Barrier, Once, Script::CountAll),
+            other => panic!("there is no kind {other}"),
+        };
+        let has_ttl = matches!(&script, Script::Command(words) if words.contains(&"?"));
+        Self { keys, kind, script, ttl: has_ttl.then(|| chance.i64(1..20)), deadline: None, answer: None }
+    }
+
+    fn touches(&self, key: u64) -> bool {
+        self.keys == Keys::Barrier || self.keys.as_slice().contains(&key)
+    }
+}
+
+/// One run of units, through several processes.
+struct Case {
+    chance: fastrand::Rng,
+    broken: Option<Break>,
+    now: i64,
+    units: Vec<Unit>,
+    redis: ModelRedis,
+    /// On this one each unit runs once only.
+    reference: ModelRedis,
+    markers: HashSet<usize>,
+    /// Which unit set the TTL of each key; none where it was there before.
+    ttl_by: BTreeMap<u64, usize>,
+    /// What is finished by the checkpoint that is durable, and by those that may be.
+    durable: Vec<bool>,
+    doubtful: Vec<Vec<bool>>,
+    /// How often one is written though nothing waits for it.
+    checkpoints: u8,
+}
+
+type Verdict = Result<(), String>;
+
+impl Case {
+    fn new(seed: u64, broken: Option<Break>) -> Self {
+        let mut chance = fastrand::Rng::with_seed(seed);
+        let kinds = [0; 2].map(|_| FAMILIES[chance.usize(..FAMILIES.len())]);
+        let kinds = kinds[..chance.usize(1..=2)].concat();
+        let keys = chance.usize(1..=KEYS.len());
+        let mut redis = ModelRedis::default();
+        for _ in 0..chance.u8(..4) {
+            // Refused or not: it is how things were before.
+            let _ = Unit::chosen_by(&mut chance, &kinds, keys).script.run(&mut redis, 0, 40);
+        }
+        if chance.bool() {
+            KEYS.iter().for_each(|key| redis.run(0, "PEXPIREAT", &[key.as_bytes(), b"40"]).expect("it is a number"));
+        }
+        let units: Vec<_> = (0..chance.usize(2..10)).map(|_| Unit::chosen_by(&mut chance, &kinds, keys)).collect();
+        Self {
+            broken,
+            now: 0,
+            reference: redis.clone(),
+            redis,
+            markers: HashSet::new(),
+            ttl_by: BTreeMap::new(),
+            durable: vec![false; units.len()],
+            doubtful: Vec::new(),
+            checkpoints: [0, 1, 2, 10][chance.usize(..4)],
+            units,
+            chance,
+        }
+    }
+
+    fn run(mut self) -> Verdict {
+        for _ in 0..self.chance.u8(1..4) {
+            let steps = self.chance.usize(..40);
+            match self.broken {
+                None => self.live(Rows::default(), steps)?,
+                broken => self.live(Written { broken, ..Written::default() }, steps)?,
+            }
+            // Which of the checkpoints reached the disk is seen only now.
+            self.doubtful.push(std::mem::take(&mut self.durable));
+            self.durable = self.doubtful.swap_remove(self.chance.usize(..self.doubtful.len()));
+            self.doubtful.clear();
+            let down = self.chance.i64(..30);
+            self.let_pass(down);
+        }
+        self.live(Rows::default(), usize::MAX)?;
+        self.let_pass(0);
+        if self.redis == self.reference {
+            Ok(())
+        } else {
+            Err(format!("{:?} instead of {:?}", self.redis, self.reference))
+        }
+    }
+
+    /// A process, until it dies after so many steps or all is finished and durable.
+    fn live(&mut self, mut rule: impl Rule, mut steps_left: usize) -> Verdict {
+        let mut finished = self.durable.clone();
+        let mut sealed: Option<Vec<bool>> = None;
+        let mut schedule = Schedule::default();
+        for (number, unit) in self.units.iter().enumerate().filter(|(number, _)| !finished[*number]) {
+            schedule.insert(unit.keys.clone(), number);
+        }
+        let mut sent: Vec<(UnitId, usize, ReplayKind)> = Vec::new();
+        while self.durable.contains(&false) && steps_left > 0 {
+            steps_left -= 1;
+            let can_send = schedule.ready_len() > 0 && sent.len() < 3;
+            let step = match (can_send, sent.is_empty()) {
+                (false, true) => 10,
+                _ => self.chance.u8(..10 + self.checkpoints),
+            };
+            match step {
+                0..=4 if can_send => {
+                    let (id, number) = schedule.pop_ready().expect("one is ready");
+                    let unit = &self.units[number];
+                    if unit.deadline.is_some_and(|deadline| deadline <= self.now) {
+                        schedule.finish(id);
+                        finished[number] = true;
+                    } else if rule.may_run(&unit.keys, unit.kind) {
+                        let answer = self.execute(number)?;
+                        let has_no_marker = self.broken != Some(Break::RefusedIsOnce) && answer.is_err();
+                        sent.push((
+                            id,
+                            number,
+                            if has_no_marker { ReplayKind::Other } else { self.units[number].kind },
+                        ));
+                    } else {
+                        schedule.wait_for_checkpoint(id);
+                    }
+                }
+                5..=8 if !sent.is_empty() => {
+                    let (id, number, kind) = sent.swap_remove(self.chance.usize(..sent.len()));
+                    if self.chance.u8(..8) == 0 {
+                        // It ran, but nobody knows.
+                        schedule.put_back(id);
+                    } else {
+                        rule.finished(&self.units[number].keys, kind);
+                        schedule.finish(id);
+                        finished[number] = true;
+                    }
+                }
+                9 => {
+                    let passed = self.chance.i64(..8);
+                    self.let_pass(passed);
+                }
+                10.. => match sealed.take() {
+                    None => {
+                        rule.seal();
+                        self.doubtful.push(finished.clone());
+                        sealed = Some(finished.clone());
+                    }
+                    Some(_) if self.chance.u8(..3) == 0 => rule.unsealed(),
+                    Some(checkpoint) => {
+                        self.durable = checkpoint;
+                        self.doubtful.clear();
+                        rule.checkpointed();
+                        schedule.release_waiting();
+                    }
+                },
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, number: usize) -> Result<Result<(), Refused>, String> {
+        let unit = &mut self.units[number];
+        let deadline = *unit.deadline.get_or_insert(self.now + unit.ttl.unwrap_or(i64::MAX / 2));
+        if self.markers.contains(&number) {
+            return Ok(Ok(()));
+        }
+        let ttls = |redis: &ModelRedis| KEYS.map(|key| redis.expires_at(key.as_bytes()));
+        let before = ttls(&self.redis);
+        let answer = unit.script.run(&mut self.redis, self.now, deadline);
+        if unit.answer.is_none() {
+            unit.answer = Some(unit.script.run(&mut self.reference, self.now, deadline));
+        }
+        if unit.answer != Some(answer) {
+            return Err(format!("unit {number} was answered {answer:?} instead of {:?}", unit.answer));
+        }
+        if answer.is_ok() && unit.kind == ReplayKind::Once {
+            self.markers.insert(number);
+        }
+        for (key, (before, after)) in before.into_iter().zip(ttls(&self.redis)).enumerate() {
+            if before != after {
+                self.ttl_by.insert(key as u64, number);
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Time goes on. But a unit that says no time is made whenever it is its turn, also again, and also after a TTL
+    /// that another one had set for its key. No order of checkpoints changes that: so no such TTL passes while such a
+    /// unit may run again, unless the one that had set the TTL may run again as well.
+    fn let_pass(&mut self, duration: i64) {
+        let mut latest = self.now + duration;
+        let may_run_again = |number: usize| {
+            self.units[number].answer.is_some() && !self.durable[number] && !self.markers.contains(&number)
+        };
+        for (key, name) in (0..).zip(KEYS) {
+            let Some(expires_at) = self.redis.expires_at(name.as_bytes()).filter(|at| *at > self.now) else { continue };
+            let again = |number: &usize| self.units[*number].touches(key) && may_run_again(*number);
+            let by_one_that_runs_again = self.ttl_by.get(&key).is_some_and(again);
+            if !by_one_that_runs_again && (0..self.units.len()).any(|number| again(&number)) {
+                latest = latest.min(expires_at - 1);
+            }
+        }
+        self.now = self.now.max(latest);
+        self.redis.expire(self.now);
+        self.reference.expire(self.now);
+    }
+}
+
+fn check(seed: u64, broken: Option<Break>) -> Verdict {
+    Case::new(seed, broken).run().map_err(|found| format!("seed {seed}: {found}"))
+}
+
+#[test]
+fn replays_change_nothing() {
+    let soak = std::env::var("REDRIVE_REPLAY_CASES").ok().map(|cases| cases.parse::<u64>().expect("a number"));
+    let cases = soak.unwrap_or(5_000);
+    let first = if soak.is_some() { fastrand::u64(..) } else { 0 };
+    for case in 0..cases {
+        check(first.wrapping_add(case), None).expect("Redis is as if each unit had run once");
+    }
+}
+
+#[test]
+fn planted_breaks_are_found() {
+    for broken in [
+        Break::NoWait,
+        Break::NothingCloses,
+        Break::TypesMixed,
+        Break::RemovalsAnywhere,
+        Break::BarrierNotCounted,
+        Break::SealedForgotten,
+        Break::UnsealedForgotten,
+        Break::RefusedIsOnce,
+    ] {
+        let found = (0..10_000).find(|seed| check(*seed, Some(broken)).is_err());
+        assert!(found.is_some(), "{broken:?} was not found");
+    }
+}
+
+/// What the module keeps of what finished is enough: it answers as the rule does that sees all of it.
+#[test]
+fn rows_say_what_the_rule_says() {
+    for seed in 0..500 {
+        let mut chance = fastrand::Rng::with_seed(seed);
+        let kinds = FAMILIES.concat();
+        let (mut rows, mut written) = (Rows::default(), Written::default());
+        let mut sealed = false;
+        for _ in 0..80 {
+            let Unit { keys, kind, .. } = Unit::chosen_by(&mut chance, &kinds, KEYS.len());
+            let may_run = written.may_run(&keys, kind);
+            assert_eq!(
+                rows.may_run(&keys, kind),
+                may_run,
+                "seed {seed}: {keys:?} {kind:?} after {:?}",
+                written.finished
+            );
+            if may_run {
+                let kind = if chance.u8(..8) == 0 { ReplayKind::Other } else { kind };
+                rows.finished(&keys, kind);
+                written.finished(&keys, kind);
+            }
+            match chance.u8(..16) {
+                0 | 1 if !sealed => {
+                    sealed = true;
+                    rows.seal();
+                    written.seal();
+                }
+                2 if sealed => {
+                    sealed = false;
+                    rows.checkpointed();
+                    written.checkpointed();
+                }
+                3 if sealed => {
+                    sealed = false;
+                    rows.unsealed();
+                    written.unsealed();
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn everything_waits_once_too_many_keys_are_known() {
+    let mut rows = Rows::default();
+    let runs = |rows: &mut Rows, key| {
+        let keys = Keys::new([key]);
+        let may_run = rows.may_run(&keys, ReplayKind::Overwrite);
+        if may_run {
+            rows.finished(&keys, ReplayKind::Overwrite);
+        }
+        may_run
+    };
+    let first_that_waits = |rows: &mut Rows| (0..).find(|key| !runs(rows, *key));
+    assert_eq!(first_that_waits(&mut rows), Some(MAX_KEYS as u64));
+    rows.seal();
+    assert_eq!(first_that_waits(&mut rows), Some(MAX_KEYS as u64), "as much again beside what is being written");
+    rows.unsealed();
+    assert!(!runs(&mut rows, 0));
+    rows.seal();
+    rows.checkpointed();
+    assert!(runs(&mut rows, 0));
+}

@@ -1,0 +1,75 @@
+//! Once, in order, and only while it is still true: whatever becomes of answers, connections and processes.
+//!
+//! How it is proven:
+//!
+//! - [`workload`] makes tasks from a seed: every kind of write, on few keys, so that all kinds meet on each.
+//! - [`nemesis`] has everything go wrong meanwhile: answers are lost after the command ran, half a pipeline is answered,
+//!   connections are reset, a link swallows commands or delivers them much later, Redis hangs, is full, is killed, and
+//!   the sidecar is killed at random moments and at the worst ones (`redrive::faults`).
+//! - [`model`] makes the same tasks one at a time on a second Redis that nothing happens to.
+//! - [`round`] compares: every key, to the last byte and the second of its end, and the dead letters, which are those
+//!   that the model's errors explain and no others.
+//! - [`planted`] puts bugs into the sidecar, one at a time, to show that the proof would fail with each.
+//!
+//! `AMBIGUITY_SEED` and `AMBIGUITY_ROUNDS` repeat a round, or make many.
+
+use std::sync::{
+    Mutex,
+    atomic::{AtomicU64, Ordering},
+};
+
+use self::round::Plan;
+
+mod duplicates;
+mod links;
+mod model;
+mod nemesis;
+mod planted;
+mod round;
+mod state;
+mod workload;
+
+/// Rounds that run at the same time: most of a round is waiting.
+const AT_ONCE: usize = 4;
+
+fn number_from_environment(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |value| value.parse().expect("it is a number"))
+}
+
+#[test]
+fn without_faults_the_end_is_that_of_the_model() {
+    match round::run(Plan { seed: 1, faults: false, bug: "" }) {
+        Ok(summary) => eprintln!("{summary}"),
+        Err(failed) => panic!("{} ({})", failed.differences.join("\n"), failed.artefacts.display()),
+    }
+}
+
+#[test]
+fn whatever_happens_the_end_is_that_of_the_model() {
+    let first = number_from_environment("AMBIGUITY_SEED", 1);
+    let rounds = number_from_environment("AMBIGUITY_ROUNDS", 10);
+    let (next, failures) = (AtomicU64::new(first), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + rounds {
+                        return;
+                    }
+                    match round::run(Plan { seed, faults: true, bug: "" }) {
+                        Ok(summary) => eprintln!("seed {seed}: {summary}"),
+                        Err(failed) => failures.lock().expect("nobody panics with it").push(format!(
+                            "seed {seed}: again with AMBIGUITY_SEED={seed} AMBIGUITY_ROUNDS=1 cargo test --test it \
+                             whatever_happens; what was left of it is in {}\n{}",
+                            failed.artefacts.display(),
+                            failed.differences.join("\n")
+                        )),
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().expect("nobody panicked with it");
+    assert!(failures.is_empty(), "{} of {rounds} rounds failed\n{}", failures.len(), failures.join("\n\n"));
+}

@@ -1,0 +1,241 @@
+//! One round: services write, everything goes wrong, and in the end it must be as if nothing had.
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::harness::{Answer, PATIENCE, Proxy, Redis, Sidecar, sidecar::Socket};
+
+use super::{
+    model::{Death, Model},
+    nemesis::{Nemesis, QUICK},
+    state::{self, State},
+    workload::{Client, Task},
+};
+
+/// Services, each with keys of its own: so the order in which tasks were accepted is known for every key.
+const CLIENTS: usize = 3;
+/// Requests that each sends.
+const REQUESTS: usize = 70;
+
+/// What is done in a round.
+#[derive(Clone, Copy)]
+pub struct Plan<'a> {
+    pub seed: u64,
+    /// Whether anything goes wrong.
+    pub faults: bool,
+    /// A bug that is planted in the sidecar; empty: none.
+    pub bug: &'a str,
+}
+
+/// What a round came to.
+pub struct Summary {
+    pub tasks: usize,
+    pub dead: usize,
+    pub events: usize,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} tasks, {} of them dead, through {} events", self.tasks, self.dead, self.events)
+    }
+}
+
+/// A round whose end is not what it must be.
+pub struct Failed {
+    pub differences: Vec<String>,
+    /// Where everything is kept that was there in the end.
+    pub artefacts: PathBuf,
+}
+
+pub fn run(plan: Plan<'_>) -> Result<Summary, Failed> {
+    let mut random = fastrand::Rng::with_seed(plan.seed);
+    let mut redis = Redis::durable();
+    let proxy = Proxy::start(redis.port());
+    let (mut sidecar, socket) = Sidecar::start_on_socket(plan.bug, &proxy.url(), &QUICK);
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|number| {
+            let (client, socket) = (Client::new(number, random.fork()), socket.clone());
+            std::thread::spawn(move || serve(client, &socket))
+        })
+        .collect();
+
+    let mut nemesis = Nemesis {
+        lives: random.fork(),
+        random,
+        redis: &mut redis,
+        proxy: &proxy,
+        sidecar: &mut sidecar,
+        bug: plan.bug,
+        is_over: false,
+        begun: Instant::now(),
+        story: Vec::new(),
+    };
+    while clients.iter().any(|client| !client.is_finished()) {
+        nemesis.pause(10..200);
+        if plan.faults {
+            nemesis.strike();
+        }
+    }
+    let histories: Vec<Vec<Task>> =
+        clients.into_iter().map(|client| client.join().expect("no client panics")).collect();
+    // What is still to be made meets some more.
+    for _ in 0..if plan.faults { 3 } else { 0 } {
+        nemesis.strike();
+        nemesis.pause(10..100);
+    }
+    nemesis.make_peace();
+    let is_done = wait_until_done(&mut nemesis);
+    let story = std::mem::take(&mut nemesis.story);
+
+    let model_redis = Redis::start(&[]);
+    let mut model = Model::new(model_redis.client());
+    let made = histories.iter().flatten().filter_map(|task| Some((task.id.clone(), model.make(task)?)));
+    let deaths: BTreeMap<String, Death> = made.collect();
+    let expected = state::read(&mut model_redis.client());
+    let found = state::read(&mut redis.client());
+    let letters = dead_letters(&sidecar);
+
+    let mut differences = state::differences(&expected, &found);
+    differences.extend(unexplained(&deaths, &letters));
+    if !is_done {
+        differences.push("not everything was settled".to_owned());
+    }
+    if differences.is_empty() {
+        return Ok(Summary { tasks: histories.iter().map(Vec::len).sum(), dead: deaths.len(), events: story.len() });
+    }
+    let artefacts = std::env::temp_dir().join(format!("redrive-ambiguity-{}-{}", plan.seed, std::process::id()));
+    let kept = keep(&artefacts, &histories, &deaths, &story, [&expected, &found], &mut sidecar);
+    kept.expect("what a failed round leaves can be kept");
+    Err(Failed { differences, artefacts })
+}
+
+/// Sends what a client has to say, each request until it is answered. Returns it in the order of its acceptance.
+fn serve(mut client: Client, socket: &Socket) -> Vec<Task> {
+    let mut accepted: Vec<Task> = Vec::new();
+    for _ in 0..REQUESTS {
+        let mut tasks = client.next();
+        let answer = send(socket, &tasks);
+        if let [only] = tasks.as_mut_slice() {
+            let accepted_at = answer.json()["accepted_at"].as_str().and_then(|at| at.parse::<jiff::Timestamp>().ok());
+            only.base_ms.get_or_insert(accepted_at.expect("the answer says when").as_millisecond());
+        }
+        accepted.extend(tasks);
+        if let Some(back) = client.repeats() {
+            send(socket, &accepted[accepted.len().saturating_sub(back)..][..1]);
+        }
+        std::thread::sleep(client.pause());
+    }
+    accepted
+}
+
+fn send(socket: &Socket, tasks: &[Task]) -> Answer {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = match tasks {
+            [only] => socket.post(&only.body),
+            several => socket.batch(&several.iter().map(|task| task.body.clone()).collect::<Vec<Value>>()),
+        };
+        match answer {
+            Ok(answer) if answer.status == 202 => return answer,
+            Ok(answer) => panic!("{}: {}", answer.status, answer.body),
+            // It may be stored or not.
+            Err(error) => assert!(Instant::now() < deadline, "no answer: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until everything is settled; false: it is not to be expected any more.
+fn wait_until_done(nemesis: &mut Nemesis<'_>) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        nemesis.tend();
+        if nemesis.sidecar.try_ops("/metrics").is_ok_and(|answer| answer.body.contains("\nkafka_consumer_lag 0\n")) {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    false
+}
+
+/// All dead letters by id.
+fn dead_letters(sidecar: &Sidecar) -> BTreeMap<String, Value> {
+    let mut letters = BTreeMap::new();
+    let mut cursor = String::new();
+    loop {
+        let page = sidecar.ops(&format!("/admin/v1/dead-letters?limit=500{cursor}")).json();
+        let items = page["items"].as_array().expect("a list has items").iter();
+        letters.extend(
+            items.map(|letter| (letter["id"].as_str().expect("a letter has an id").to_owned(), letter.clone())),
+        );
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => return letters,
+        }
+    }
+}
+
+/// Dead letters that the model's errors do not explain, and errors without a dead letter.
+fn unexplained(deaths: &BTreeMap<String, Death>, letters: &BTreeMap<String, Value>) -> Vec<String> {
+    let missing = deaths.iter().filter(|(id, _)| !letters.contains_key(*id));
+    let missing = missing.map(|(id, death)| format!("task {id} is not in the dead letters, but must be: {death:?}"));
+    let wrong = letters.iter().filter_map(|(id, letter)| match deaths.get(id) {
+        None => Some(format!("task {id} is dead and should not be: {letter}")),
+        Some(death) => (!explains(death, letter)).then(|| format!("task {id}: {death:?} is not what {letter} says")),
+    });
+    missing.chain(wrong).collect()
+}
+
+fn explains(death: &Death, letter: &Value) -> bool {
+    let failed: Vec<usize> = letter["units"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|unit| unit["code"].as_str().is_some_and(|code| !code.is_empty()))
+        .filter_map(|unit| unit["index"].as_u64())
+        .map(|index| index as usize)
+        .collect();
+    death.code.as_ref().is_none_or(|code| letter["code"] == code.as_str())
+        // A pipeline of one command is told as that command.
+        && (failed == death.failed || letter["units"].is_null())
+}
+
+/// Keeps everything that may explain a failure.
+fn keep(
+    at: &Path,
+    histories: &[Vec<Task>],
+    deaths: &BTreeMap<String, Death>,
+    story: &[String],
+    [expected, found]: [&State; 2],
+    sidecar: &mut Sidecar,
+) -> io::Result<()> {
+    fs::create_dir_all(at)?;
+    let task = |task: &Task| format!("{}  {:?}\n", task.body, deaths.get(&task.id));
+    fs::write(at.join("tasks.txt"), histories.iter().flatten().map(task).collect::<String>())?;
+    fs::write(at.join("story.txt"), story.join("\n"))?;
+    fs::write(at.join("expected.txt"), format!("{expected:#?}"))?;
+    fs::write(at.join("found.txt"), format!("{found:#?}"))?;
+    fs::write(at.join("sidecar.log"), sidecar.logs().join("\n"))?;
+    sidecar.kill9();
+    copy(&sidecar.data_dir(), &at.join("data"))
+}
+
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            copy(&entry.path(), &to.join(entry.file_name()))?;
+        } else if kind.is_file() {
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
