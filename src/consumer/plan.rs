@@ -73,7 +73,11 @@ enum Body<'p> {
     Stored(&'p Prepared, &'p [u8]),
     Command(Sent<'p>),
     Atomic(Vec<Sent<'p>>),
-    Script { source: Cow<'p, [u8]>, keys: Vec<Cow<'p, [u8]>>, args: Vec<Cow<'p, [u8]>> },
+    Script {
+        source: Cow<'p, [u8]>,
+        keys: Vec<Cow<'p, [u8]>>,
+        args: Vec<Cow<'p, [u8]>>,
+    },
 }
 
 impl<'p> Plan<'p> {
@@ -122,11 +126,9 @@ impl<'p> Plan<'p> {
                 let key = judged.keys.iter().find(|key| key.written).expect("a versioned task writes one key");
                 Form::Versioned(Fence { version: version.get(), id: envelope.id.as_str() }, key.bytes)
             }
-            None if outcome == Outcome::Applied && task.is_once(&judged) && !faults::planted("no-marker") => Form::Once(Marker {
-                id_hash: envelope.identity.id_hash(),
-                unit,
-                accepted_at: envelope.accepted_at,
-            }),
+            None if outcome == Outcome::Applied && task.is_once(&judged) && !faults::planted("no-marker") => {
+                Form::Once(Marker { id_hash: envelope.identity.id_hash(), unit, accepted_at: envelope.accepted_at })
+            }
             None => Form::Plain,
         };
         Self::Send(Sending { outcome, command: body.name(), form, body })
@@ -219,7 +221,9 @@ impl<'p> Body<'p> {
 fn with_expiry<'p>(command: &'p Command<'p>, expires_ms: Option<i64>, moment: Moment) -> Sent<'p> {
     let args = command.args.iter().map(|arg| &**arg);
     match (command.ttl(), expires_ms) {
-        (Some(ttl), Some(at_ms)) if !ttl.absolute && !faults::planted("relative-ttl-as-is") => command.spec.with_expiry(args, ttl, moment.expiry(at_ms)),
+        (Some(ttl), Some(at_ms)) if !ttl.absolute && !faults::planted("relative-ttl-as-is") => {
+            command.spec.with_expiry(args, ttl, moment.expiry(at_ms))
+        }
         _ => (command.spec.name, args.map(Cow::Borrowed).collect()),
     }
 }

@@ -77,12 +77,10 @@ pub fn judge(task: &Task<'_>, unit: usize, age: Age) -> Timing {
             members.retain(|member| member.command == unit);
             members
         }
-        Operation::Lua(script) => {
-            match script.expires_at_ms(age.meant_ms).is_some_and(|end| end <= age.now_ms) {
-                true => Vec::new(),
-                false => vec![Member { command: 0, expires_ms: None }],
-            }
-        }
+        Operation::Lua(script) => match script.expires_at_ms(age.meant_ms).is_some_and(|end| end <= age.now_ms) {
+            true => Vec::new(),
+            false => vec![Member { command: 0, expires_ms: None }],
+        },
     };
     if members.is_empty() { expired } else { Timing::Send(members) }
 }

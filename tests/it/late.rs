@@ -79,7 +79,8 @@ fn task(row: &Row, form: &str, ttl: i64) -> (String, Value) {
     };
     task["id"] = name.clone().into();
     task["encoding"] = "base64".into();
-    task["occurred_at"] = Timestamp::from_second(Timestamp::now().as_second() - AGO).expect("a time").to_string().into();
+    task["occurred_at"] =
+        Timestamp::from_second(Timestamp::now().as_second() - AGO).expect("a time").to_string().into();
     (name, task)
 }
 
@@ -157,8 +158,7 @@ fn with(mut task: Value, fields: Value) -> Value {
 }
 
 fn pipeline(id: &str, mode: &str, commands: &[&[&str]]) -> Value {
-    let commands: Vec<Value> =
-        commands.iter().map(|words| json!({"command": words[0], "args": words[1..]})).collect();
+    let commands: Vec<Value> = commands.iter().map(|words| json!({"command": words[0], "args": words[1..]})).collect();
     json!({"id": id, "type": "pipeline", "mode": mode, "commands": commands})
 }
 
@@ -232,7 +232,8 @@ fn late_tasks_do_what_they_say() {
         redis.cli(&["SET", key, "newer"]);
     }
     redis.cli(&["SET", "script-read", "newer"]);
-    let late = |action: &str, after_ms: i64| json!({"occurred_at": ago(AGO), "late": {"after_ms": after_ms, "do": action}});
+    let late =
+        |action: &str, after_ms: i64| json!({"occurred_at": ago(AGO), "late": {"after_ms": after_ms, "do": action}});
     sidecar.post(&with(set("replay", "replay", "older"), late("replay", 1000)));
     sidecar.post(&with(set("invalidate", "invalidate", "older"), late("invalidate", 1000)));
     sidecar.post(&with(set("drop", "drop", "older"), late("drop", 1000)));
@@ -302,10 +303,7 @@ fn rules_of_the_file_decide_what_a_task_leaves_open() {
     let late = |task: Value| with(task, json!({"occurred_at": ago(AGO)}));
     sidecar.post(&late(set("cached", "cache:1", "older")));
     sidecar.post(&late(with(set("present", "presence:1", "older"), json!({"source": "presence"}))));
-    sidecar.post(&late(with(
-        set("own-word", "cache:2", "older"),
-        json!({"late": {"after_ms": 0, "do": "replay"}}),
-    )));
+    sidecar.post(&late(with(set("own-word", "cache:2", "older"), json!({"late": {"after_ms": 0, "do": "replay"}}))));
     sidecar.post(&late(set("other", "other", "older")));
     sidecar.wait_until_done();
     for (id, outcome) in
