@@ -169,7 +169,8 @@ impl App {
     }
 }
 
-fn targets(config: &Config) -> Result<Vec<Target>, AppError> {
+/// The configured targets. Nothing is connected to.
+pub(crate) fn targets(config: &Config) -> Result<Vec<Target>, AppError> {
     let redis = &config.redis;
     let target = |target: &config::Target| {
         let settings = target::Config {
