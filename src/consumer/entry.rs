@@ -112,8 +112,8 @@ impl Letter {
 impl Entry {
     /// Bytes that this entry counts for in the memory of all windows, with that many units.
     pub fn cost(&self, units: usize) -> usize {
-        // The entry itself, its node and keys in the schedule and its places in the indexes: measured, rounded up.
-        const PER_TASK: usize = 320;
+        // The entry itself, its node and keys in the schedule, its identity and its places in the indexes: rounded up.
+        const PER_TASK: usize = 400;
         const PER_UNIT: usize = 128;
         PER_TASK
             + units * PER_UNIT
