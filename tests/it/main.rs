@@ -21,3 +21,4 @@ mod secrets;
 mod setup;
 mod status;
 mod stored;
+mod version_fence;
