@@ -3,11 +3,12 @@
 use std::{borrow::Cow, fmt, sync::Arc};
 
 use deadpool_redis::redis::{Arg, Cmd, Pipeline, cmd};
+use jiff::Timestamp;
 
 use super::{
     Done,
     marker::{Marker, OwnKeys},
-    once::{Gathered, Place},
+    once::{self, Gathered, Place},
     script::{self, ONCE, VERSION},
     version::Fence,
 };
@@ -158,7 +159,7 @@ impl Batch {
     {
         let before = self.gathered.bytes();
         let unit = self.next_unit();
-        self.gathered.push(unit, self.own.buckets(marker, ""), marker.field().as_ref(), commands);
+        self.gathered.push(unit, marker, &self.own, commands);
         self.bytes += self.gathered.bytes() - before;
         if self.gathered.is_full() {
             self.close_gathered();
@@ -173,12 +174,13 @@ impl Batch {
         keys: impl ExactSizeIterator<Item = &'a [u8]>,
         args: impl Iterator<Item = &'a [u8]>,
     ) {
-        let [bucket, before] = self.own.buckets(marker, "");
-        let (life, field) = (self.own.marker_ttl_ms(), marker.field());
+        let buckets = self.own.buckets(marker, "").map(|bucket| bucket.to_string());
+        let head = once::head(1, marker.accepted_at, &self.own, Timestamp::now());
         let mut command = evalsha(&ONCE.digest_around(source), 2 + keys.len());
-        self.append(&mut command, [bucket.as_bytes(), before.as_bytes()].into_iter());
+        self.append(&mut command, buckets.iter().map(String::as_bytes));
         self.append(&mut command, keys);
-        self.append(&mut command, [life.as_bytes(), field.as_ref()].into_iter());
+        self.append(&mut command, head.iter().map(String::as_bytes));
+        self.append(&mut command, std::iter::once(marker.field().as_ref()));
         self.append(&mut command, args);
         let unit = self.next_unit();
         self.calls.push(command, Call::OnceScript { unit, script: source.into() });
@@ -235,7 +237,7 @@ impl Batch {
     }
 
     fn close_gathered(&mut self) {
-        if let Some((command, units)) = self.gathered.take(&self.own.marker_ttl_ms()) {
+        if let Some((command, units)) = self.gathered.take(&self.own, Timestamp::now()) {
             self.calls.push(command, Call::Once { units });
         }
     }

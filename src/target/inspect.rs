@@ -128,6 +128,9 @@ impl Target {
         // By its source and by its digest, as one may be permitted without the other.
         batch.push_command("EVAL", [b"return 1".as_slice(), b"0"].into_iter());
         batch.push_script(b"return 1", std::iter::empty(), std::iter::empty());
+        // The script asks for a marker only where there may be one.
+        let [bucket, _] = self.own.buckets(&marker, "").map(|bucket| bucket.to_string());
+        batch.push_command("HGET", [bucket.as_bytes(), b"x"].into_iter());
         batch.push_once(&marker, never());
         batch.push_versioned(&Fence { version: 0, id: "probe" }, self.probe_key.as_bytes(), never());
         let failures: Vec<Option<Failure>> =
@@ -135,11 +138,12 @@ impl Target {
         if let Some(failure) = failures.iter().flatten().find(|failure| failure.class != FailureClass::Dead) {
             return Err(errors::as_hold(failure.clone()));
         }
-        let [eval, evalsha, once, versioned] =
-            [0, 1, 2, 3].map(|unit| failures[unit].as_ref().filter(|failure| is_denied(failure)));
+        let [eval, evalsha, read, once, versioned] =
+            [0, 1, 2, 3, 4].map(|unit| failures[unit].as_ref().filter(|failure| is_denied(failure)));
         let script = eval.or(evalsha);
         // Without scripts nothing is known of the keys that they write.
-        let own_keys = report.canary_refused.as_ref().or(if script.is_none() { once.or(versioned) } else { None });
+        let own_keys =
+            report.canary_refused.as_ref().or(if script.is_none() { read.or(once).or(versioned) } else { None });
         Ok(script.map(scripts_denied).into_iter().chain(own_keys.map(own_keys_denied)).collect())
     }
 }

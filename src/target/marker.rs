@@ -8,7 +8,7 @@
 //! Markers lie in small hashes because a key of its own takes 149 bytes, and a field of a small hash about 13. A
 //! bucket's name is made of what every sidecar knows of a task, so whoever runs the task finds its marker.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use deadpool_redis::redis::{Pipeline, Value};
 use jiff::Timestamp;
@@ -18,9 +18,16 @@ use crate::retry::Failure;
 
 /// Buckets of an hour. Up to 128 markers in one, a lookup is as fast as in a hash table and takes a fifth of the
 /// memory: that is a million tasks an hour.
-const BUCKETS: u64 = 8192;
+pub(super) const BUCKETS: u64 = 8192;
 
 const HOUR_MS: i64 = 3_600_000;
+
+/// How much longer than a marker a bucket lives. For as long after it was made nobody needs to look at how long it
+/// still lives, so that an ordinary outage costs nothing.
+const BUCKET_MARGIN: Duration = Duration::from_secs(6 * 3600);
+
+/// How far clocks may be apart.
+const CLOCK_SLACK: Duration = Duration::from_secs(30 * 60);
 
 /// What says that a once-unit ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +62,20 @@ impl AsRef<[u8]> for Field {
     }
 }
 
+/// The name of a bucket, where it is shown.
+pub(super) struct BucketName<'a> {
+    prefix: &'a str,
+    tag: &'a str,
+    hour: i64,
+    number: u64,
+}
+
+impl fmt::Display for BucketName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}once:{}:{}", self.prefix, self.tag, self.hour, self.number)
+    }
+}
+
 /// What is told from a marker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MarkerState {
@@ -76,7 +97,7 @@ impl Target {
         let mut control = self.control().await?;
         let mut questions = Pipeline::with_capacity(2);
         for bucket in self.own.buckets(marker, "") {
-            questions.cmd("HGET").arg(bucket).arg(marker.field().as_ref());
+            questions.cmd("HGET").arg(bucket.to_string()).arg(marker.field().as_ref());
         }
         let found: [Value; 2] = control.ask(&mut questions).await?;
         if let Some(failure) = found.iter().find_map(errors::of_value) {
@@ -104,13 +125,13 @@ impl OwnKeys {
         Self { prefix: prefix.to_owned(), marker_ttl, version_ttl }
     }
 
-    /// The marker's bucket, and the one in which it is if its id was accepted in the hour before.
+    /// The names of the marker's bucket, and of the one in which it is if its id was accepted in the hour before.
     ///
     /// `tag`: what puts a key into the slot of the unit's keys in a Cluster; empty for a single server.
-    pub(super) fn buckets(&self, marker: &Marker, tag: &str) -> [String; 2] {
+    pub(super) fn buckets<'a>(&'a self, marker: &Marker, tag: &'a str) -> [BucketName<'a>; 2] {
         let hour = marker.accepted_at.as_millisecond().div_euclid(HOUR_MS);
-        let bucket = marker.id_hash % BUCKETS;
-        [hour, hour - 1].map(|hour| format!("{}{tag}once:{hour}:{bucket}", self.prefix))
+        let number = marker.id_hash % BUCKETS;
+        [hour, hour - 1].map(|hour| BucketName { prefix: &self.prefix, tag, hour, number })
     }
 
     /// The marker of a key's version, in the same slot of a Cluster as the key.
@@ -124,9 +145,18 @@ impl OwnKeys {
         parts.concat()
     }
 
-    /// How long a marker lives at least.
-    pub(super) fn marker_ttl_ms(&self) -> String {
-        self.marker_ttl.as_millis().to_string()
+    /// How long a marker lives at least, and how long a bucket does from when that would not be so.
+    pub(super) fn marker_life(&self) -> [Duration; 2] {
+        [self.marker_ttl, self.marker_ttl + BUCKET_MARGIN]
+    }
+
+    /// Whether the bucket of what was accepted then, if there is one, certainly was made so lately that markers in it
+    /// live long enough. It was made in its hour at the earliest, by whatever clock.
+    pub(super) fn was_made_lately(&self, accepted_at: Timestamp, now: Timestamp) -> bool {
+        let age_ms = now.as_millisecond() - accepted_at.as_millisecond();
+        // A time in the future is of a clock that is off, and says nothing.
+        let age = u64::try_from(age_ms + HOUR_MS).map_or(Duration::MAX, Duration::from_millis);
+        age.saturating_add(CLOCK_SLACK) < BUCKET_MARGIN
     }
 
     /// How long the version of a key is remembered after the last write.
@@ -159,12 +189,21 @@ mod tests {
 
     #[test]
     fn bucket_is_of_the_hour_and_of_the_id() {
-        let [bucket, before] = own().buckets(&marker(8192 + 7, 0, 490_000 * HOUR_MS + 3_599_999), "");
-        assert_eq!((&*bucket, &*before), ("redrive:once:490000:7", "redrive:once:489999:7"));
-        let [bucket, _] = own().buckets(&marker(7, 3, 490_000 * HOUR_MS), "{tag}");
-        assert_eq!(bucket, "redrive:{tag}once:490000:7");
-        let [bucket, _] = own().buckets(&marker(7, 0, -1), "");
-        assert_eq!(bucket, "redrive:once:-1:7");
+        let check = |id_hash, millis, tag, expected: [&str; 2]| {
+            assert_eq!(own().buckets(&marker(id_hash, 3, millis), tag).map(|bucket| bucket.to_string()), expected);
+        };
+        let millis = 490_000 * HOUR_MS;
+        check(8192 + 7, millis + 3_599_999, "", ["redrive:once:490000:7", "redrive:once:489999:7"]);
+        check(7, millis, "{tag}", ["redrive:{tag}once:490000:7", "redrive:{tag}once:489999:7"]);
+        check(7, -1, "", ["redrive:once:-1:7", "redrive:once:-2:7"]);
+    }
+
+    #[test]
+    fn bucket_is_looked_at_when_it_may_have_been_made_long_ago() {
+        let at = |minutes: i64| Timestamp::from_second(1_700_000_000 + 60 * minutes).expect("in range");
+        let lately = |minutes| own().was_made_lately(at(0), at(minutes));
+        assert!(lately(0) && lately(4 * 60) && lately(-30));
+        assert!(!lately(4 * 60 + 30) && !lately(24 * 60) && !lately(-120));
     }
 
     #[test]

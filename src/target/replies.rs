@@ -40,8 +40,8 @@ pub(super) fn read(calls: &Calls, replies: Vec<Value>, results: &mut [Result<Don
             continue;
         };
         match call {
-            Call::Command { unit } => results[*unit] = judge(&reply, Origin::Command, command),
-            Call::Script { unit, .. } => results[*unit] = judge(&reply, Origin::Script, command),
+            Call::Command { unit } => results[*unit] = judge(&reply, command),
+            Call::Script { unit, .. } => results[*unit] = scripted::script(&reply, command),
             Call::OnceScript { unit, .. } => results[*unit] = scripted::once_script(&reply, command),
             Call::Versioned { unit } => results[*unit] = scripted::versioned(&reply, command),
             Call::VersionedScript { unit, .. } => results[*unit] = scripted::versioned_script(&reply, command),
@@ -67,12 +67,12 @@ fn spoils_connection(failure: &Failure) -> bool {
 }
 
 /// Judges the reply to one command.
-fn judge(reply: &Value, origin: Origin, command: &Cmd) -> Result<Done, Failure> {
+fn judge(reply: &Value, command: &Cmd) -> Result<Done, Failure> {
     match reply {
         Value::ServerError(error) if DONE_BEFORE.contains(&error.code()) => Ok(Done::Applied),
         Value::ServerError(error) => {
             let arguments: Vec<&[u8]> = batch::arguments(command).collect();
-            let context = Context { origin, arguments: &arguments };
+            let context = Context { origin: Origin::Command, arguments: &arguments };
             Err(retry::classify(error.code(), error.details().unwrap_or_default(), context))
         }
         _ => Ok(Done::Applied),

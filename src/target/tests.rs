@@ -9,6 +9,7 @@ use crate::retry::{Executed, FailureClass, ReasonClass};
 mod connecting;
 mod inspecting;
 mod once;
+mod once_cost;
 mod outages;
 mod past;
 mod probing;

@@ -7,7 +7,7 @@ use deadpool_redis::redis::{Cmd, ServerError, Value};
 
 use super::judge;
 use crate::{
-    retry::{Executed, Failure, FailureClass, Origin, ReasonClass},
+    retry::{Executed, Failure, FailureClass, ReasonClass},
     target::{Done, errors},
 };
 
@@ -87,7 +87,7 @@ fn not_begun(refusal: &ServerError, replies: &[Value], members: &[&Cmd]) -> Resu
 }
 
 fn judge_each(replies: &[Value], members: &[&Cmd]) -> Vec<Result<Done, Failure>> {
-    replies.iter().zip(members).map(|(reply, command)| judge(reply, Origin::Command, command)).collect()
+    replies.iter().zip(members).map(|(reply, command)| judge(reply, command)).collect()
 }
 
 /// Names every member that failed, by its place from 0 and its code.

@@ -8,8 +8,11 @@ use crate::{
     target::{Done, batch, once::Place},
 };
 
-/// Server 6.2 puts this, a line number and `: ` before errors of its own making, and no code.
+/// Servers up to 6.2 put this, a line number and `: ` before errors of their own making, and mostly no code.
 const UNTIDY: &str = "@user_script: ";
+
+/// They put this, the script's digest and the place before that where the error ends the script.
+const RAISED: &str = "ERR Error running script (call to f_";
 
 /// The results of once-units, one for each place.
 pub(super) fn once(units: &[Place], reply: &Value, command: &Cmd) -> Vec<Result<Done, Failure>> {
@@ -123,7 +126,15 @@ fn not_run(error: &ServerError) -> Failure {
     }
 }
 
-/// A call with a task's script in it was refused, or does not compile.
+/// The result of a script that runs each time it is sent.
+pub(super) fn script(reply: &Value, command: &Cmd) -> Result<Done, Failure> {
+    match reply {
+        Value::ServerError(error) => Err(refused_script(error, command)),
+        _ => Ok(Done::Applied),
+    }
+}
+
+/// A call with a task's script in it was refused, does not compile, or failed.
 fn refused_script(error: &ServerError, command: &Cmd) -> Failure {
     classify(&joined(error), Origin::Script, &batch::arguments(command).collect::<Vec<_>>())
 }
@@ -154,7 +165,13 @@ fn joined(error: &ServerError) -> String {
 
 /// Code and text of an error that a script got, as those of an error in reply to a command.
 fn tidy(error: &str) -> (&str, &str) {
-    let own = error.strip_prefix(UNTIDY).and_then(|rest| rest.split_once(": ")).map(|(_line, rest)| rest.trim());
+    // The digest and the place are a word each.
+    let raised = error.strip_prefix(RAISED).and_then(|rest| rest.splitn(3, ' ').nth(2));
+    let own = raised
+        .unwrap_or(error)
+        .strip_prefix(UNTIDY)
+        .and_then(|rest| rest.split_once(": "))
+        .map(|(_line, rest)| rest.trim());
     let error = own.map_or(error, |own| own.strip_prefix('-').unwrap_or(own));
     let is_code = |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
     match error.split_once(' ') {
@@ -173,6 +190,14 @@ mod tests {
             ("WRONGTYPE Operation against", ("WRONGTYPE", "Operation against")),
             ("@user_script: 12: -OOM command not allowed.\r\n", ("OOM", "command not allowed.")),
             ("@user_script: 1: Unknown Redis command called", ("ERR", "Unknown Redis command called")),
+            (
+                "ERR Error running script (call to f_9b): @user_script:1: @user_script: 1: -OOM command not allowed. ",
+                ("OOM", "command not allowed."),
+            ),
+            (
+                "ERR Error running script (call to f_9b): @user_script:1: WRONGTYPE Operation",
+                ("ERR", "Error running script (call to f_9b): @user_script:1: WRONGTYPE Operation"),
+            ),
             ("user_script:3: bad", ("ERR", "user_script:3: bad")),
             ("TSDB: the key", ("ERR", "TSDB: the key")),
             ("word", ("ERR", "word")),
