@@ -26,9 +26,9 @@ use tokio::{
 /// Where a task's number stands in a template.
 const PLACE: &str = "#########";
 
-/// The key that the task of this number writes.
+/// The key that the task of this number writes: of the same form as redis-benchmark's.
 pub fn key(number: u32) -> String {
-    format!("bench:{number:09}")
+    format!("key:{number:012}")
 }
 
 /// What is sent: single tasks, or batches of so many.
@@ -51,7 +51,7 @@ impl Shape {
 fn task_template() -> String {
     let value = "v".repeat(100);
     format!(
-        r#"{{"type":"simple","id":"bench-{PLACE}","command":"SET","args":["bench:{PLACE}","{value}"],"source":"checkout","user_uuid":"7f9c24e8-3b12-4fef-91e0-57cb9c7b1e55","error":"dial tcp 10.0.0.7:6379: i/o timeout"}}"#
+        r#"{{"type":"simple","id":"bench-{PLACE}","command":"SET","args":["key:000{PLACE}","{value}"],"source":"checkout","user_uuid":"7f9c24e8-3b12-4fef-91e0-57cb9c7b1e55","error":"dial tcp 10.0.0.7:6379: i/o timeout"}}"#
     )
 }
 

@@ -69,20 +69,18 @@ impl Report {
         &self.missed_gates
     }
 
-    /// Writes the table, in place of the one that is there; what was written around it by hand stays.
-    pub fn write(&self, path: &str) -> std::io::Result<()> {
-        const BEGIN: &str = "<!-- measured: written by make bench -->\n";
-        const END: &str = "<!-- end of measured -->\n";
-        let mut table = String::from(BEGIN);
-        let _ = write!(table, "\n{}\n\n", machine());
-        table.push_str("| what | median (min to max) | goal | |\n|---|---|---|---|\n");
+    /// Writes the table of that name, in place of the one that is there; what was written around it by hand stays.
+    pub fn write(&self, path: &str, name: &str, circumstances: &str, column: &str) -> std::io::Result<()> {
+        let begin = format!("<!-- {name}: written by make bench -->\n");
+        let end = format!("<!-- end of {name} -->\n");
+        let mut table = format!("{begin}\n{circumstances}\n\n| what | {column} | goal | |\n|---|---|---|---|\n");
         for row in &self.rows {
             let _ = writeln!(table, "| {} | {} | {} | {} |", row.what, row.measured, row.goal, verdict(row));
         }
         table.push('\n');
-        table.push_str(END);
+        table.push_str(&end);
         let old = fs::read_to_string(path)?;
-        let around = old.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+        let around = old.split_once(&begin).and_then(|(before, rest)| Some((before, rest.split_once(&end)?.1)));
         let (before, after) = around.unwrap_or((&old, ""));
         fs::write(path, format!("{before}{table}{after}"))
     }
@@ -96,15 +94,12 @@ fn verdict(row: &Row) -> &'static str {
     }
 }
 
-fn machine() -> String {
+/// What times depend on.
+pub fn machine() -> String {
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
     let model = model.trim_start_matches(['\t', ' ', ':']);
     let count = std::thread::available_parallelism().map_or(1, usize::from);
-    let said_by = |program: &str, arguments: &[&str]| {
-        let output = Command::new(program).args(arguments).output().map(|output| output.stdout).unwrap_or_default();
-        String::from_utf8_lossy(&output).trim().to_owned()
-    };
     let kernel = said_by("uname", &["-r"]);
     let redis = said_by("redis-server", &["--version"]);
     let redis = redis.split_whitespace().nth(2).unwrap_or_default().replace("v=", "");
@@ -112,4 +107,17 @@ fn machine() -> String {
     format!(
         "Measured on {date}: {count} CPUs ({model}), Linux {kernel}, Redis {redis}; the load driver, the servers and Redis share them."
     )
+}
+
+/// What counts depend on.
+pub fn tools() -> String {
+    let date = said_by("date", &["-u", "+%Y-%m-%d"]);
+    let rustc = said_by("rustc", &["--version"]);
+    let libc = said_by("getconf", &["GNU_LIBC_VERSION"]);
+    format!("Counted on {date} by {}: {rustc}, {libc}.", said_by("valgrind", &["--version"]))
+}
+
+fn said_by(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().map(|output| output.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&output).trim().to_owned()
 }
