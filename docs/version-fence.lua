@@ -139,13 +139,14 @@ if refusal(written) then return written end
 local failure = run(body)
 if not failure then return 1 end
 if failure[1] == 'partial' then
-  redis.call('SET', marker, version .. ' ' .. id .. ' partial', 'PX', life)
+  call('SET', marker, version .. ' ' .. id .. ' partial', 'PX', life)
   return failure
 end
-if former then
-  redis.call('SET', marker, former, 'PX', life)
-else
-  redis.call('DEL', marker)
+local restored = former and call('SET', marker, former, 'PX', life) or call('DEL', marker)
+if refusal(restored) then
+  -- It would count as what ran, so somebody must look at it.
+  failure[1] = 'partial'
+  return failure
 end
 if #failure == 2 then return redis.error_reply(failure[2]) end
 return failure

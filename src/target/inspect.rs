@@ -138,9 +138,12 @@ impl Target {
         if let Some(failure) = failures.iter().flatten().find(|failure| failure.class != FailureClass::Dead) {
             return Err(errors::as_hold(failure.clone()));
         }
-        let [eval, evalsha, read, once, versioned] =
-            [0, 1, 2, 3, 4].map(|unit| failures[unit].as_ref().filter(|failure| is_denied(failure)));
-        let script = eval.or(evalsha);
+        let [eval, evalsha, read, once, versioned] = [0, 1, 2, 3, 4].map(|unit| failures[unit].as_ref());
+        let script = eval.or(evalsha).filter(|failure| is_denied(failure));
+        let read = read.filter(|failure| is_denied(failure));
+        // The command itself is refused for its arguments. Anything else is of what is around it.
+        let [once, versioned] =
+            [once, versioned].map(|failure| failure.filter(|failure| failure.reason != ReasonClass::BadArgument));
         // Without scripts nothing is known of the keys that they write.
         let own_keys =
             report.canary_refused.as_ref().or(if script.is_none() { read.or(once).or(versioned) } else { None });

@@ -40,6 +40,12 @@ local function seen(bucket, field)
   return value == '2' and 2 or 0
 end
 
+-- Removes the marker of what did not run. If that is refused, somebody must look at it: it would count as what ran.
+local function unmark(bucket, field, failure)
+  if refusal(call('HDEL', bucket, field)) then failure[1] = 'partial' end
+  return failure
+end
+
 -- Writes the marker. Nothing is returned if it was not there before.
 local function mark(bucket, field)
   local written = call('HSETNX', bucket, field, '1')
@@ -49,10 +55,7 @@ local function mark(bucket, field)
   -- Tasks may run long after they were accepted: what counts is when their markers were written.
   local left = call('PTTL', bucket)
   if type(left) == 'number' and left < keep then left = call('PEXPIRE', bucket, life) end
-  if type(left) ~= 'number' then
-    redis.call('HDEL', bucket, field)
-    return {'marker', left.err}
-  end
+  if type(left) ~= 'number' then return unmark(bucket, field, {'marker', left.err}) end
 end
 
 local function once(bucket, before, field, run)
@@ -60,11 +63,8 @@ local function once(bucket, before, field, run)
   if known then return known end
   local failure = run(body)
   if not failure then return 1 end
-  if failure[1] == 'refused' then
-    redis.call('HDEL', bucket, field)
-  else
-    redis.call('HSET', bucket, field, '2')
-  end
+  if failure[1] == 'refused' then return unmark(bucket, field, failure) end
+  call('HSET', bucket, field, '2')
   return failure
 end
 

@@ -56,6 +56,8 @@ async fn what_the_user_may_not_do_is_found() {
         (&["~app:*", "+@all", "-evalsha"], &["scripts-denied", "own-keys-denied"]),
         (&["~*", "+@all", "-hsetnx"], &["own-keys-denied"]),
         (&["~*", "+@all", "-pttl"], &["own-keys-denied"]),
+        (&["~*", "+@all", "-hdel"], &["own-keys-denied"]),
+        (&["~*", "+@all", "-del"], &["own-keys-denied"]),
         (&["~*", "+@all", "-hget"], &["own-keys-denied"]),
         (&["~*", "+@all", "-get"], &["own-keys-denied"]),
         (&["~*", "+@all", "-client|kill"], &["clients-denied"]),

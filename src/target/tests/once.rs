@@ -307,6 +307,23 @@ async fn nothing_runs_where_markers_cannot_be_written() {
 }
 
 #[tokio::test]
+async fn refused_unit_whose_marker_cannot_be_removed_is_told_as_partial() {
+    let server = RedisServer::start(&[]);
+    server.cli(&["ACL", "SETUSER", "gw", "on", ">pw", "~*", "+@all", "-hdel", "-del"]);
+    server.cli(&["SET", "text", "x"]);
+    let target = target_at(&format!("redis://gw:pw@127.0.0.1:{}", server.port()));
+    let mut connection = target.connect().await.expect("the server is up");
+    let mut batch = new_batch();
+    push_once(&mut batch, &marker(1), &[&["LPUSH", "text", "x"]]);
+    push_once(&mut batch, &marker(2), &[&["INCR", "n"]]);
+    push_versioned(&mut batch, &Fence { version: 1, id: "a" }, "text", &[&["LPUSH", "text", "x"]]);
+    let results = connection.execute(batch).await.results;
+    assert_eq!(says(&results[0]), (Dead, Partly, "partial"));
+    assert_eq!(results[1], DONE);
+    assert_eq!(says(&results[2]), (Dead, Partly, "partial"));
+}
+
+#[tokio::test]
 async fn scripts_of_every_form_run_once_and_see_their_own_keys_and_arguments() {
     let server = RedisServer::start(&[]);
     let mut connection = connect(&server).await;
