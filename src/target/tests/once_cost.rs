@@ -43,7 +43,7 @@ fn marker_takes_a_few_bytes_where_it_matters() {
     let server = RedisServer::start(&[]);
     let few = bytes_a_marker(&server, 100_000);
     let many = bytes_a_marker(&server, 1_000_000);
-    println!("bytes a marker: {few:.1} of 100,000, {many:.1} of 1,000,000");
+    eprintln!("bytes a marker: {few:.1} of 100,000, {many:.1} of 1,000,000");
     assert!(few < 40.0 && many < 20.0, "{few:.1}, {many:.1}");
 }
 
@@ -90,6 +90,6 @@ async fn units_that_run_once_share_calls() {
         rates[2].push(UNITS as f64 / started.elapsed().as_secs_f64());
     }
     let [plain, once, alone] = rates.map(|rates| rates.into_iter().fold(0.0, f64::max));
-    println!("a second: {plain:.0} plain SETs, {once:.0} once-INCRs ({:.2}x), {alone:.0} one by one", once / plain);
+    eprintln!("a second: {plain:.0} plain SETs, {once:.0} once-INCRs ({:.2}x), {alone:.0} one by one", once / plain);
     assert!(once > 2.0 * alone, "{once:.0} in batches, {alone:.0} one by one");
 }
