@@ -57,6 +57,9 @@ const GAUGE_INTERVAL: Duration = Duration::from_millis(250);
 /// How long after its success a canary write still says that the target is well.
 const CANARY_FRESH: Duration = Duration::from_secs(1);
 
+/// The time between two probes of a target that is well: clocks drift.
+const PROBE_INTERVAL: Duration = Duration::from_secs(300);
+
 /// The pause after a read or a dead letter failed.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -119,7 +122,10 @@ pub struct Worker {
     /// What the server's clock shows more than ours, in milliseconds, and whether it takes absolute times.
     clock_offset_ms: i64,
     has_absolute_ttl: bool,
-    inspected: bool,
+    /// A probe has told these, and the target was looked at.
+    known: bool,
+    /// When to ask again, while the target is well.
+    probe_due: Instant,
     /// What was settled recently, to know what comes again.
     seen: Arc<Mutex<Seen>>,
     events: FuturesUnordered<BoxFuture<'static, Event>>,
@@ -225,7 +231,8 @@ impl Worker {
             fence_warned: false,
             clock_offset_ms: 0,
             has_absolute_ttl: true,
-            inspected: false,
+            known: false,
+            probe_due: now + PROBE_INTERVAL,
             seen: parts.seen,
             events: FuturesUnordered::new(),
             stopping: false,

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
-use super::{Event, Worker};
+use super::{Event, PROBE_INTERVAL, Worker};
 use crate::{
     consumer::window::Claim,
     faults,
@@ -18,6 +18,7 @@ impl Worker {
             return;
         }
         self.probing = true;
+        self.probe_due = Instant::now() + PROBE_INTERVAL;
         let target = self.target.clone();
         self.events.push(Box::pin(async move { Event::Probed(target.probe().await) }));
     }
@@ -42,7 +43,7 @@ impl Worker {
                     );
                 }
                 self.breaker.on_probe(Ok(()), now);
-                if !std::mem::replace(&mut self.inspected, true) {
+                if !std::mem::replace(&mut self.known, true) {
                     let target = self.target.clone();
                     self.events.push(Box::pin(async move { Event::Inspected(target.inspect().await) }));
                 }

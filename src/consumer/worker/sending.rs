@@ -25,8 +25,13 @@ use crate::{
 
 impl Worker {
     pub(super) fn send(&mut self, now: Instant) {
-        if self.breaker.next_probe_at().is_some_and(|at| at <= now) && self.has_work() {
+        let probe_at = self.breaker.next_probe_at().unwrap_or(self.probe_due);
+        if probe_at <= now && self.has_work() {
             self.probe();
+        }
+        if !self.known {
+            // Times to live need to know the target's clock.
+            return;
         }
         if !self.past.is_empty() {
             // What may still arrive must not arrive after anything that is sent now.

@@ -1,5 +1,7 @@
 //! What running once costs: memory of the server, and time. Run with `--nocapture` the numbers are shown.
 
+#![expect(clippy::print_stderr, reason = "numbers that are measured are there to be read")]
+
 use std::time::Instant;
 
 use jiff::Timestamp;
