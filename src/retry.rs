@@ -171,7 +171,10 @@ impl Failure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     Command,
+    /// A script, or what refused it.
     Script,
+    /// A script that certainly ran, and what it did before stays.
+    InsideScript,
 }
 
 /// What [`classify`] must know beside the error itself.

@@ -11,7 +11,11 @@
 //!
 //! [`Executed::No`]: crate::retry::Executed::No
 
-use std::{fmt, sync::Mutex, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use deadpool_redis::{
     Manager, Pool, PoolConfig, Runtime, Timeouts,
@@ -29,14 +33,23 @@ pub mod breaker;
 pub mod command_hold;
 mod connection;
 mod errors;
+mod marker;
+mod once;
 mod probe;
 mod replies;
+mod script;
 #[cfg(test)]
 pub(crate) mod testing;
+mod version;
 
-pub use batch::Batch;
-pub use connection::{BatchResult, Connection};
-pub use probe::ProbeReport;
+use self::marker::OwnKeys;
+pub use self::{
+    batch::Batch,
+    connection::{BatchResult, Connection, Done},
+    marker::{Marker, MarkerState},
+    probe::ProbeReport,
+    version::Fence,
+};
 
 /// The most units that one batch should carry.
 pub const MAX_BATCH_UNITS: usize = 128;
@@ -95,6 +108,10 @@ pub struct Config {
     pub connections: usize,
     /// What Redrive's own keys begin with.
     pub own_prefix: String,
+    /// How long the marker of a unit that ran once lives at least.
+    pub marker_ttl: Duration,
+    /// How long the version of a key is remembered after its last write.
+    pub version_ttl: Duration,
 }
 
 impl Config {
@@ -107,6 +124,8 @@ impl Config {
             probe_timeout: Duration::from_millis(500),
             connections: 4,
             own_prefix: "redrive:".to_owned(),
+            marker_ttl: Duration::from_secs(24 * 3600),
+            version_ttl: Duration::from_secs(7 * 24 * 3600),
         }
     }
 }
@@ -138,6 +157,7 @@ pub struct Target {
     prober: Client,
     probe_settings: AsyncConnectionConfig,
     probe_key: String,
+    own: Arc<OwnKeys>,
     /// The probe's connection between two probes, kept while the target is healthy.
     probe_connection: Mutex<Option<MultiplexedConnection>>,
 }
@@ -164,6 +184,7 @@ impl Target {
                 .set_connection_timeout(Some(config.probe_timeout))
                 .set_response_timeout(Some(config.probe_timeout)),
             probe_key: format!("{}probe", config.own_prefix),
+            own: Arc::new(OwnKeys::new(&config.own_prefix, config.marker_ttl, config.version_ttl)),
             probe_connection: Mutex::new(None),
         })
     }
@@ -175,6 +196,11 @@ impl Target {
     /// Where the target is, without user and password.
     pub fn display_url(&self) -> &str {
         &self.display_url
+    }
+
+    /// An empty batch for this target.
+    pub fn batch(&self) -> Batch {
+        Batch::new(self.own.clone())
     }
 
     /// A connection for batches, checked to be usable. Waits at most the connect timeout each for a free one of the

@@ -22,7 +22,7 @@ pub(super) fn foreign_code<'a>(code: &'a str, context: Context<'_>) -> &'a str {
     let is_code = (1..=32).contains(&code.len()) && code.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
     let is_echo = || context.arguments.iter().any(|argument| contains(argument, code.as_bytes()));
     match context.origin {
-        Origin::Script => "script-error",
+        Origin::Script | Origin::InsideScript => "script-error",
         Origin::Command if is_code && !is_echo() => code,
         Origin::Command => "unknown",
     }

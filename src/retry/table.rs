@@ -46,6 +46,9 @@ impl Row {
 
 /// The row for an error. `message` has its quotes cut: what the server only echoes must not decide.
 pub(super) fn find(code: &str, message: &str, origin: Origin) -> &'static Row {
+    if origin == Origin::InsideScript {
+        return &SCRIPT_FAILED;
+    }
     TABLE.iter().find(|row| row.fits(code, message, origin)).unwrap_or(&UNKNOWN)
 }
 
@@ -116,6 +119,13 @@ const fn backoff(code: &'static str, text: Text, says: &'static str) -> Row {
 /// A server that this table has never heard of may mean anything. It gets the attempts that the task has.
 static UNKNOWN: Row = backoff("*", Text::Scrub, "an error that is in no table");
 
+/// Anything that ends a script midway.
+const SCRIPT_FAILED: Row = Row {
+    executed: Executed::Partly,
+    text: Text::Omit,
+    ..refused_script("*", "", ReasonClass::ScriptError, "the script failed; what it wrote before stays written")
+};
+
 #[rustfmt::skip]
 static TABLE: &[Row] = &[
     // The state of the target. Refused before anything was done, whatever was sent.
@@ -153,11 +163,14 @@ static TABLE: &[Row] = &[
     refused_script("ERR", "unknown command", ReasonClass::UnknownCommand, "the server has no EVAL"),
     Row { text: Text::Omit,
         ..refused_script("ERR", "compiling script", ReasonClass::ScriptError, "the script does not compile") },
-    Row { executed: Executed::Partly, text: Text::Omit,
-        ..refused_script("*", "", ReasonClass::ScriptError, "the script failed; what it wrote before stays written") },
+    SCRIPT_FAILED,
 
     // What is wrong with the unit itself, whatever is stored.
     dead("NOPERM", "", ReasonClass::NoPermission, "the user may not run the command, or not on these keys"),
+    dead("ERR", "the user executing the script can't", ReasonClass::NoPermission, "as NOPERM, in a script of ours"),
+    dead("ERR", "ACL failure in script", ReasonClass::NoPermission, "the same since 8.0"),
+    dead("ERR", "unknown redis command", ReasonClass::UnknownCommand, "as below, in a script of ours"),
+    dead("ERR", "wrong number of args", ReasonClass::BadArgument, "as below, in a script of ours"),
     dead("ERR", "unknown command", ReasonClass::UnknownCommand, "the server is too old, or it was renamed"),
     dead("ERR", "unknown subcommand", ReasonClass::UnknownCommand, "the server is too old for it"),
     dead("ERR", "wrong number of arguments", ReasonClass::BadArgument, "the command takes more or fewer"),

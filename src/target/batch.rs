@@ -1,36 +1,87 @@
 //! The units that go to a target together, as one pipeline.
 
-use std::fmt;
+use std::{borrow::Cow, fmt, sync::Arc};
 
-use deadpool_redis::redis::{Arg, Cmd, Pipeline, Script};
+use deadpool_redis::redis::{Arg, Cmd, Pipeline, cmd};
+
+use super::{
+    Done,
+    marker::{Marker, OwnKeys},
+    once::{Gathered, Place},
+    script::{self, ONCE, VERSION},
+    version::Fence,
+};
+use crate::retry::{Failure, FailureClass};
 
 /// Units to execute together. Each has its own result.
 ///
-/// They are sent in the order in which they were pushed, but a script whose source the server lacks runs after all
-/// others: units that touch the same key do not belong in one batch.
+/// Nothing is promised of the order in which they run: units that touch the same key do not belong in one batch.
 pub struct Batch {
-    pub(super) pipeline: Pipeline,
-    pub(super) units: Vec<Unit>,
+    own: Arc<OwnKeys>,
+    calls: Calls,
+    /// Once-units that will go in one call.
+    gathered: Gathered,
+    units: usize,
     bytes: usize,
 }
 
-/// What one unit has in the pipeline.
-#[derive(Clone)]
-pub(super) enum Unit {
-    /// One command.
-    Command,
-    /// `MULTI`, the members, `EXEC`.
-    Atomic { members: usize },
-    /// `EVALSHA`, and the source in case that the server does not have it.
-    Script { source: Box<[u8]> },
+/// A pipeline, and what it consists of.
+pub(super) struct Calls {
+    pub(super) pipeline: Pipeline,
+    calls: Vec<Call>,
 }
 
-impl Unit {
+/// One or several commands of the pipeline, and the units that they execute.
+#[derive(Clone)]
+pub(super) enum Call {
+    /// One command.
+    Command { unit: usize },
+    /// `MULTI`, the members, `EXEC`.
+    Atomic { unit: usize, members: usize },
+    /// `EVALSHA` of a task's script.
+    Script { unit: usize, source: Box<[u8]> },
+    /// `EVALSHA` of the script that runs once-units.
+    Once { units: Box<[Place]> },
+    /// The same around a task's script.
+    OnceScript { unit: usize, script: Box<[u8]> },
+    /// `EVALSHA` of the version fence.
+    Versioned { unit: usize },
+    /// The same around a task's script.
+    VersionedScript { unit: usize, script: Box<[u8]> },
+}
+
+impl Call {
     /// How many commands it has in the pipeline, and so how many replies it gets.
     pub(super) fn commands(&self) -> usize {
         match self {
-            Self::Command | Self::Script { .. } => 1,
-            Self::Atomic { members } => members + 2,
+            Self::Atomic { members, .. } => members + 2,
+            _ => 1,
+        }
+    }
+
+    /// The places of its units in the batch.
+    pub(super) fn units(&self) -> impl Iterator<Item = usize> {
+        let (one, many): (_, &[Place]) = match self {
+            Self::Command { unit }
+            | Self::Atomic { unit, .. }
+            | Self::Script { unit, .. }
+            | Self::OnceScript { unit, .. }
+            | Self::Versioned { unit }
+            | Self::VersionedScript { unit, .. } => (Some(*unit), &[]),
+            Self::Once { units } => (None, units),
+        };
+        one.into_iter().chain(many.iter().map(|place| place.unit))
+    }
+
+    /// What a server must have to run it.
+    fn source(&self) -> Option<Cow<'_, [u8]>> {
+        match self {
+            Self::Command { .. } | Self::Atomic { .. } => None,
+            Self::Script { source, .. } => Some(Cow::Borrowed(source)),
+            Self::Once { .. } => Some(Cow::Borrowed(ONCE.source())),
+            Self::OnceScript { script, .. } => Some(Cow::Owned(ONCE.around(script))),
+            Self::Versioned { .. } => Some(Cow::Borrowed(VERSION.source())),
+            Self::VersionedScript { script, .. } => Some(Cow::Owned(VERSION.around(script))),
         }
     }
 }
@@ -42,26 +93,18 @@ impl fmt::Debug for Batch {
     }
 }
 
-impl Default for Batch {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Batch {
-    pub fn new() -> Self {
-        let mut pipeline = Pipeline::new();
-        pipeline.ignore_errors();
-        Self { pipeline, units: Vec::new(), bytes: 0 }
+    pub(super) fn new(own: Arc<OwnKeys>) -> Self {
+        Self { own, calls: Calls::new(), gathered: Gathered::default(), units: 0, bytes: 0 }
     }
 
     /// Units pushed so far.
     pub fn len(&self) -> usize {
-        self.units.len()
+        self.units
     }
 
     pub fn is_empty(&self) -> bool {
-        self.units.is_empty()
+        self.units == 0
     }
 
     /// Bytes of names and arguments pushed so far, scripts' sources not counted.
@@ -72,7 +115,8 @@ impl Batch {
     /// One command. A name of two words is a name and a first argument.
     pub fn push_command<'a>(&mut self, name: &str, args: impl Iterator<Item = &'a [u8]> + Clone) {
         let command = self.command(name, args);
-        self.push(command, Unit::Command);
+        let unit = self.next_unit();
+        self.calls.push(command, Call::Command { unit });
     }
 
     /// Commands that are executed without anything between them, as one unit.
@@ -80,15 +124,15 @@ impl Batch {
     where
         A: Iterator<Item = &'a [u8]> + Clone,
     {
-        self.pipeline.cmd("MULTI");
+        self.calls.pipeline.cmd("MULTI");
         let mut members = 0;
         for (name, args) in commands {
             let command = self.command(name, args);
-            self.pipeline.add_command(command);
+            self.calls.pipeline.add_command(command);
             members += 1;
         }
-        self.pipeline.cmd("EXEC");
-        self.units.push(Unit::Atomic { members });
+        let unit = self.next_unit();
+        self.calls.push(cmd("EXEC"), Call::Atomic { unit, members });
     }
 
     /// A script. Only its digest is sent at first; the source follows if the server does not know it.
@@ -98,65 +142,199 @@ impl Batch {
         keys: impl ExactSizeIterator<Item = &'a [u8]>,
         args: impl Iterator<Item = &'a [u8]>,
     ) {
-        let count = keys.len().to_string();
-        // The client digests text only. A source that is not text is sent whole each time.
-        let (name, body) = match std::str::from_utf8(source) {
-            Ok(text) => ("EVALSHA", Script::new(text).get_hash().as_bytes().to_vec()),
-            Err(_) => ("EVAL", source.to_vec()),
-        };
-        let mut command = Cmd::new();
-        self.append(&mut command, [name.as_bytes(), &body, count.as_bytes()].into_iter());
+        let mut command = evalsha(&script::digest(source), keys.len());
         self.append(&mut command, keys);
         self.append(&mut command, args);
-        self.push(command, Unit::Script { source: source.into() });
+        let unit = self.next_unit();
+        self.calls.push(command, Call::Script { unit, source: source.into() });
     }
 
-    pub(super) fn push(&mut self, command: Cmd, unit: Unit) {
-        self.pipeline.add_command(command);
-        self.units.push(unit);
+    /// Commands as one unit that runs once: where its marker says that it ran, it is [`Done::AppliedBefore`].
+    ///
+    /// Nothing comes between the commands. What is refused unexecuted leaves no marker.
+    pub fn push_once<'a, A>(&mut self, marker: &Marker, commands: impl ExactSizeIterator<Item = (&'a str, A)>)
+    where
+        A: Iterator<Item = &'a [u8]> + Clone,
+    {
+        let before = self.gathered.bytes();
+        let unit = self.next_unit();
+        self.gathered.push(unit, self.own.buckets(marker, ""), marker.field().as_ref(), commands);
+        self.bytes += self.gathered.bytes() - before;
+        if self.gathered.is_full() {
+            self.close_gathered();
+        }
+    }
+
+    /// A script as one unit that runs once. Its failure midway leaves the marker, as one of a unit that ran in part.
+    pub fn push_once_script<'a>(
+        &mut self,
+        marker: &Marker,
+        source: &[u8],
+        keys: impl ExactSizeIterator<Item = &'a [u8]>,
+        args: impl Iterator<Item = &'a [u8]>,
+    ) {
+        let [bucket, before] = self.own.buckets(marker, "");
+        let (life, field) = (self.own.marker_ttl_ms(), marker.field());
+        let mut command = evalsha(&ONCE.digest_around(source), 2 + keys.len());
+        self.append(&mut command, [bucket.as_bytes(), before.as_bytes()].into_iter());
+        self.append(&mut command, keys);
+        self.append(&mut command, [life.as_bytes(), field.as_ref()].into_iter());
+        self.append(&mut command, args);
+        let unit = self.next_unit();
+        self.calls.push(command, Call::OnceScript { unit, script: source.into() });
+    }
+
+    /// Commands as one unit that writes `key`, and runs only if the fence's version is newer than the last one that
+    /// was applied to it; else it is [`Done::Stale`], or [`Done::AppliedBefore`] if it was that one.
+    ///
+    /// Nothing comes between the commands. What is refused unexecuted leaves the former version.
+    pub fn push_versioned<'a, A>(&mut self, fence: &Fence<'_>, key: &[u8], commands: impl Iterator<Item = (&'a str, A)>)
+    where
+        A: Iterator<Item = &'a [u8]> + Clone,
+    {
+        let marker = self.own.version_marker(key);
+        let mut command = evalsha(VERSION.digest(), 2);
+        self.append(&mut command, [key, &marker].into_iter());
+        self.append_fence(&mut command, fence);
+        for (name, args) in commands {
+            let (_, bytes) = push_words(&mut command, name, args);
+            self.bytes += bytes;
+        }
+        let unit = self.next_unit();
+        self.calls.push(command, Call::Versioned { unit });
+    }
+
+    /// A script in the same way. Its failure midway leaves its version, as one that was applied in part.
+    pub fn push_versioned_script<'a>(
+        &mut self,
+        fence: &Fence<'_>,
+        key: &[u8],
+        source: &[u8],
+        keys: impl ExactSizeIterator<Item = &'a [u8]>,
+        args: impl Iterator<Item = &'a [u8]>,
+    ) {
+        let marker = self.own.version_marker(key);
+        let mut command = evalsha(&VERSION.digest_around(source), 1 + keys.len());
+        self.append(&mut command, std::iter::once(&*marker));
+        self.append(&mut command, keys);
+        self.append_fence(&mut command, fence);
+        self.append(&mut command, args);
+        let unit = self.next_unit();
+        self.calls.push(command, Call::VersionedScript { unit, script: source.into() });
+    }
+
+    /// All of it, as it is sent.
+    pub(super) fn into_calls(mut self) -> Calls {
+        self.close_gathered();
+        self.calls
+    }
+
+    fn next_unit(&mut self) -> usize {
+        self.units += 1;
+        self.units - 1
+    }
+
+    fn close_gathered(&mut self) {
+        if let Some((command, units)) = self.gathered.take(&self.own.marker_ttl_ms()) {
+            self.calls.push(command, Call::Once { units });
+        }
     }
 
     fn command<'a>(&mut self, name: &str, args: impl Iterator<Item = &'a [u8]> + Clone) -> Cmd {
         let (count, bytes) = args.clone().fold((1, name.len()), |(count, bytes), arg| (count + 1, bytes + arg.len()));
         let mut command = Cmd::with_capacity(count, bytes);
-        self.append(&mut command, std::iter::once(name.as_bytes()));
-        self.append(&mut command, args);
+        command.arg(name);
+        for arg in args {
+            command.arg(arg);
+        }
+        self.bytes += bytes;
         command
     }
 
-    fn append<'a>(&mut self, command: &mut Cmd, args: impl Iterator<Item = &'a [u8]>) {
-        for arg in args {
-            self.bytes += arg.len();
-            command.arg(arg);
+    fn append_fence(&mut self, command: &mut Cmd, fence: &Fence<'_>) {
+        let (version, life) = (fence.version.to_string(), self.own.version_ttl_ms());
+        self.append(command, [version.as_bytes(), fence.id.as_bytes(), life.as_bytes()].into_iter());
+    }
+
+    fn append<'a>(&mut self, command: &mut Cmd, words: impl Iterator<Item = &'a [u8]>) {
+        for word in words {
+            self.bytes += word.len();
+            command.arg(word);
         }
-    }
-
-    /// The commands of the unit that begins at `first`, as they were pushed.
-    pub(super) fn commands(&self, first: usize) -> impl Iterator<Item = &Cmd> {
-        self.pipeline.cmd_iter().skip(first)
-    }
-
-    pub(super) fn has_atomic(&self) -> bool {
-        self.units.iter().any(|unit| matches!(unit, Unit::Atomic { .. }))
-    }
-
-    /// The same batch without its atomic units.
-    pub(super) fn without_atomic(&self) -> Self {
-        let mut rest = Self::new();
-        let mut first = 0;
-        for unit in &self.units {
-            if !matches!(unit, Unit::Atomic { .. }) {
-                rest.pipeline.add_command(self.commands(first).next().expect("a unit has commands").clone());
-                rest.units.push(unit.clone());
-            }
-            first += unit.commands();
-        }
-        rest
     }
 }
 
+impl Calls {
+    fn new() -> Self {
+        let mut pipeline = Pipeline::new();
+        pipeline.ignore_errors();
+        Self { pipeline, calls: Vec::new() }
+    }
+
+    fn push(&mut self, command: Cmd, call: Call) {
+        self.pipeline.add_command(command);
+        self.calls.push(call);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.calls.is_empty()
+    }
+
+    /// Each call with its commands in the pipeline.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Call, impl Iterator<Item = &Cmd>)> {
+        let mut first = 0;
+        self.calls.iter().map(move |call| {
+            let commands = self.pipeline.cmd_iter().skip(first).take(call.commands());
+            first += call.commands();
+            (call, commands)
+        })
+    }
+
+    /// The places in the batch of all units.
+    pub(super) fn units(&self) -> impl Iterator<Item = usize> {
+        self.calls.iter().flat_map(Call::units)
+    }
+
+    pub(super) fn has_atomic(&self) -> bool {
+        self.calls.iter().any(|call| matches!(call, Call::Atomic { .. }))
+    }
+
+    /// The same without atomic units.
+    pub(super) fn without_atomic(&self) -> Self {
+        let mut rest = Self::new();
+        for (call, mut commands) in self.iter() {
+            if !matches!(call, Call::Atomic { .. }) {
+                rest.push(commands.next().expect("a call has commands").clone(), call.clone());
+            }
+        }
+        rest
+    }
+
+    /// Those whose scripts the server did not know, with their sources. That it does not know one proves that nothing
+    /// of it ran, so sending it again is safe for any script.
+    pub(super) fn unknown_scripts(&self, results: &[Result<Done, Failure>]) -> Self {
+        let mut again = Self::new();
+        for (call, mut commands) in self.iter() {
+            let is_unknown =
+                |unit: usize| matches!(&results[unit], Err(failure) if failure.class == FailureClass::Route);
+            if let Some(source) = call.source()
+                && call.units().any(is_unknown)
+            {
+                again.push(with_source(commands.next().expect("a call has commands"), &source), call.clone());
+            }
+        }
+        again
+    }
+}
+
+fn evalsha(digest: &str, keys: usize) -> Cmd {
+    let mut command = cmd("EVALSHA");
+    command.arg(digest).arg(keys);
+    command
+}
+
 /// The same call with its source in place of its digest.
-pub(super) fn with_source(evalsha: &Cmd, source: &[u8]) -> Cmd {
+fn with_source(evalsha: &Cmd, source: &[u8]) -> Cmd {
     let mut eval = Cmd::new();
     eval.arg("EVAL").arg(source);
     for argument in arguments(evalsha).skip(1) {
@@ -165,9 +343,29 @@ pub(super) fn with_source(evalsha: &Cmd, source: &[u8]) -> Cmd {
     eval
 }
 
+/// Adds a command as our scripts read it: the number of its words, and the words. Returns how many words and bytes
+/// these are.
+pub(super) fn push_words<'a>(
+    words: &mut Cmd,
+    name: &str,
+    args: impl Iterator<Item = &'a [u8]> + Clone,
+) -> (usize, usize) {
+    let (count, bytes) = args.clone().fold((1, name.len()), |(count, bytes), arg| (count + 1, bytes + arg.len()));
+    words.arg(count).arg(name);
+    for arg in args {
+        words.arg(arg);
+    }
+    (count + 1, bytes)
+}
+
 /// What follows the name of a command.
 pub(super) fn arguments(command: &Cmd) -> impl Iterator<Item = &[u8]> {
-    command.args_iter().skip(1).filter_map(|argument| match argument {
+    all_words(command).skip(1)
+}
+
+/// A command's name and what follows.
+pub(super) fn all_words(command: &Cmd) -> impl Iterator<Item = &[u8]> {
+    command.args_iter().filter_map(|argument| match argument {
         Arg::Simple(bytes) => Some(bytes),
         _ => None,
     })

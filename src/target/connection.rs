@@ -8,10 +8,9 @@ use std::{fmt, time::Duration};
 use deadpool_redis::redis::{Pipeline, Value};
 
 use super::{
-    batch::{self, Batch, Unit},
+    batch::{Batch, Calls},
     breaker::Signal,
-    errors,
-    replies::{self, Reading},
+    errors, replies,
 };
 use crate::retry::{Executed, Failure, FailureClass, ReasonClass};
 
@@ -19,7 +18,7 @@ use crate::retry::{Executed, Failure, FailureClass, ReasonClass};
 #[derive(Debug)]
 pub struct BatchResult {
     /// One per unit, in the order of the batch.
-    pub results: Vec<Result<(), Failure>>,
+    pub results: Vec<Result<Done, Failure>>,
     /// False: the connection has been closed, and another one must be made.
     pub reusable: bool,
 }
@@ -32,6 +31,17 @@ impl BatchResult {
         let first = |signal| failures().find(|failure| Signal::of(failure) == Some(signal));
         first(Signal::Hard).or_else(|| first(Signal::Soft))
     }
+}
+
+/// How a unit that did not fail was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// It ran.
+    Applied,
+    /// It had run before, and did not run again.
+    AppliedBefore,
+    /// It did not run: a write with a newer version had been made before.
+    Stale,
 }
 
 /// A connection to a target, held by whoever has it. Dropping it gives it back to the target.
@@ -79,10 +89,7 @@ impl Connection {
         if batch.is_empty() {
             return BatchResult { results: Vec::new(), reusable: true };
         }
-        let outcome = match &self.atomic_refused {
-            Some(refusal) if batch.has_atomic() => run_without_atomic(pooled, &batch, refusal).await,
-            _ => run(pooled, &batch).await,
-        };
+        let outcome = run(pooled, batch, self.atomic_refused.as_ref()).await;
         if !outcome.reusable {
             let spoilt = self.pooled.take().expect("it was there to run on");
             close(spoilt);
@@ -120,79 +127,70 @@ fn refusal(reply: &Value) -> Option<Failure> {
 }
 
 /// Sends a batch, and then once more those of its scripts that the server does not know.
-async fn run(connection: &mut deadpool_redis::Connection, batch: &Batch) -> BatchResult {
-    let mut reading = exchange(connection, batch).await;
-    let (again, indices) = unknown_scripts(batch, &reading.results);
-    if !again.is_empty() {
-        let second = if reading.in_step { exchange(connection, &again).await } else { not_sent(&again) };
-        for (index, result) in indices.into_iter().zip(second.results) {
-            reading.results[index] = result.map_err(no_longer_unknown);
-        }
-        reading.in_step = second.in_step;
-    }
-    BatchResult { reusable: reading.reusable(), results: reading.results }
-}
-
+///
 /// Where `MULTI` is refused the members after it would run all the same, one by one. So they are not sent.
-async fn run_without_atomic(
+async fn run(
     connection: &mut deadpool_redis::Connection,
-    batch: &Batch,
-    refusal: &Failure,
+    batch: Batch,
+    atomic_refused: Option<&Failure>,
 ) -> BatchResult {
-    let rest = batch.without_atomic();
-    let sent = if rest.is_empty() {
-        BatchResult { results: Vec::new(), reusable: true }
-    } else {
-        run(connection, &rest).await
-    };
-    let mut sent_results = sent.results.into_iter();
-    let results = batch.units.iter().map(|unit| match unit {
-        Unit::Atomic { .. } => Err(refusal.clone()),
-        Unit::Command | Unit::Script { .. } => sent_results.next().expect("every unit sent has a result"),
-    });
-    BatchResult { results: results.collect(), reusable: sent.reusable }
+    let mut results = vec![Ok(Done::Applied); batch.len()];
+    let mut calls = batch.into_calls();
+    if let Some(refusal) = atomic_refused
+        && calls.has_atomic()
+    {
+        fail(&calls, refusal, &mut results);
+        calls = calls.without_atomic();
+        calls.units().for_each(|unit| results[unit] = Ok(Done::Applied));
+    }
+    let mut in_step = exchange(connection, &calls, &mut results).await;
+    let again = calls.unknown_scripts(&results);
+    if !again.is_empty() {
+        if in_step {
+            again.units().for_each(|unit| results[unit] = Ok(Done::Applied));
+            in_step = exchange(connection, &again, &mut results).await;
+        } else {
+            fail(&again, &not_sent(), &mut results);
+        }
+        again.units().for_each(|unit| no_longer_unknown(&mut results[unit]));
+    }
+    BatchResult { reusable: in_step && replies::leave_usable(&results), results }
 }
 
-async fn exchange(connection: &mut deadpool_redis::Connection, batch: &Batch) -> Reading {
-    let replies: Result<Vec<Value>, _> = batch.pipeline.query_async(connection).await;
-    match replies {
-        Ok(replies) => replies::read(batch, replies),
-        Err(error) => Reading { results: vec![Err(errors::after_sending(&error)); batch.len()], in_step: false },
+/// Whether the connection is in step after it.
+async fn exchange(
+    connection: &mut deadpool_redis::Connection,
+    calls: &Calls,
+    results: &mut [Result<Done, Failure>],
+) -> bool {
+    if calls.is_empty() {
+        return true;
     }
+    let replies: Result<Vec<Value>, _> = calls.pipeline.query_async(connection).await;
+    match replies {
+        Ok(replies) => replies::read(calls, replies, results),
+        Err(error) => {
+            fail(calls, &errors::after_sending(&error), results);
+            false
+        }
+    }
+}
+
+fn fail(calls: &Calls, failure: &Failure, results: &mut [Result<Done, Failure>]) {
+    calls.units().for_each(|unit| results[unit] = Err(failure.clone()));
 }
 
 /// On a connection that is out of step a further command might be queued behind an open transaction.
-fn not_sent(batch: &Batch) -> Reading {
-    let failure =
-        Failure::hold(Failure::NO_CONNECTION, "the connection was given up before the script's source was sent");
-    Reading { results: vec![Err(failure); batch.len()], in_step: false }
+fn not_sent() -> Failure {
+    Failure::hold(Failure::NO_CONNECTION, "the connection was given up before the script's source was sent")
 }
 
 /// The source was sent, so a `NOSCRIPT` now is the script's own error.
-fn no_longer_unknown(failure: Failure) -> Failure {
-    match failure.class {
-        FailureClass::Route => {
-            Failure::dead(ReasonClass::ScriptError, Executed::Partly, &failure.code, "the script answered NOSCRIPT")
-        }
-        _ => failure,
+fn no_longer_unknown(result: &mut Result<Done, Failure>) {
+    if let Err(failure) = result
+        && failure.class == FailureClass::Route
+    {
+        *failure =
+            Failure::dead(ReasonClass::ScriptError, Executed::Partly, &failure.code, "the script answered NOSCRIPT");
     }
-}
-
-/// A batch of the calls that need their source, and which units they were. `NOSCRIPT` proves that nothing ran, so
-/// sending them again is safe for any script.
-fn unknown_scripts(batch: &Batch, results: &[Result<(), Failure>]) -> (Batch, Vec<usize>) {
-    let mut again = Batch::new();
-    let mut indices = Vec::new();
-    let mut first = 0;
-    for (index, (unit, result)) in batch.units.iter().zip(results).enumerate() {
-        if let (Unit::Script { source }, Err(failure)) = (unit, result)
-            && failure.class == FailureClass::Route
-        {
-            let evalsha = batch.commands(first).next().expect("a unit has commands");
-            again.push(batch::with_source(evalsha, source), unit.clone());
-            indices.push(index);
-        }
-        first += unit.commands();
-    }
-    (again, indices)
 }

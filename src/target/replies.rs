@@ -4,10 +4,14 @@
 
 use deadpool_redis::redis::{Cmd, Value};
 
-use super::batch::{self, Batch, Unit};
+use super::{
+    Done,
+    batch::{self, Call, Calls},
+};
 use crate::retry::{self, Context, Failure, FailureClass, Origin};
 
 mod atomic;
+mod scripted;
 
 /// Codes after which the connection itself is of no use: to a demoted primary, or without a valid login.
 const SPOILS_CONNECTION: [&str; 4] = ["READONLY", "NOAUTH", "WRONGPASS", "DENIED"];
@@ -15,69 +19,63 @@ const SPOILS_CONNECTION: [&str; 4] = ["READONLY", "NOAUTH", "WRONGPASS", "DENIED
 /// Codes that say that what was asked for is there already.
 const DONE_BEFORE: [&str; 1] = ["BUSYGROUP"];
 
-/// What the replies say.
-pub(super) struct Reading {
-    /// One per unit.
-    pub(super) results: Vec<Result<(), Failure>>,
-    /// Whether the next command on the connection will be taken for itself and its reply be told from others'.
-    pub(super) in_step: bool,
-}
-
-impl Reading {
-    /// Whether the connection can carry another batch.
-    pub(super) fn reusable(&self) -> bool {
-        self.in_step && !self.results.iter().any(|result| result.as_ref().is_err_and(spoils_connection))
-    }
-}
-
-/// One result per unit. The client waits for as many replies as there are commands, so each unit finds its own.
-pub(super) fn read(batch: &Batch, replies: Vec<Value>) -> Reading {
+/// Reads the replies to a pipeline into the results of its units, which stand for successes before. The client waits
+/// for as many replies as there are commands, so each call finds its own.
+///
+/// False: the next command on the connection might not be taken for itself, or its reply for another's.
+pub(super) fn read(calls: &Calls, replies: Vec<Value>, results: &mut [Result<Done, Failure>]) -> bool {
     let mut replies = replies.into_iter();
-    let mut first = 0;
     let mut in_step = true;
-    let mut results = Vec::with_capacity(batch.len());
-    for unit in &batch.units {
-        let mut commands = batch.commands(first);
-        first += unit.commands();
-        let result = match unit {
-            Unit::Command => judge_next(&mut replies, Origin::Command, &mut commands),
-            Unit::Script { .. } => judge_next(&mut replies, Origin::Script, &mut commands),
-            Unit::Atomic { members } => {
-                let frame = atomic::Frame::take(&mut replies, *members);
-                let members: Vec<&Cmd> = commands.skip(1).take(*members).collect();
-                in_step &= frame.as_ref().is_some_and(atomic::Frame::is_closed);
-                frame.map_or_else(|| Err(missing_reply()), |frame| frame.judge(&members))
-            }
+    for (call, mut commands) in calls.iter() {
+        if let Call::Atomic { unit, members } = call {
+            let frame = atomic::Frame::take(&mut replies, *members);
+            let members: Vec<&Cmd> = commands.skip(1).take(*members).collect();
+            in_step &= frame.as_ref().is_some_and(atomic::Frame::is_closed);
+            results[*unit] = frame.map_or_else(|| Err(missing_reply()), |frame| frame.judge(&members));
+            continue;
+        }
+        let command = commands.next().expect("a call has commands");
+        let Some(reply) = replies.next() else {
+            call.units().for_each(|unit| results[unit] = Err(missing_reply()));
+            continue;
         };
-        in_step &= !matches!(&result, Err(failure) if failure.class == FailureClass::Ambiguous);
-        results.push(result);
+        match call {
+            Call::Command { unit } => results[*unit] = judge(&reply, Origin::Command, command),
+            Call::Script { unit, .. } => results[*unit] = judge(&reply, Origin::Script, command),
+            Call::OnceScript { unit, .. } => results[*unit] = scripted::once_script(&reply, command),
+            Call::Versioned { unit } => results[*unit] = scripted::versioned(&reply, command),
+            Call::VersionedScript { unit, .. } => results[*unit] = scripted::versioned_script(&reply, command),
+            Call::Once { units } => {
+                for (place, result) in units.iter().zip(scripted::once(units, &reply, command)) {
+                    results[place.unit] = result;
+                }
+            }
+            Call::Atomic { .. } => unreachable!("it was read above"),
+        }
     }
-    Reading { results, in_step }
+    let is_ambiguous = |unit: usize| matches!(&results[unit], Err(failure) if failure.class == FailureClass::Ambiguous);
+    in_step && !calls.units().any(is_ambiguous)
+}
+
+/// Whether nothing in the results says that the connection is of no use any more.
+pub(super) fn leave_usable(results: &[Result<Done, Failure>]) -> bool {
+    !results.iter().any(|result| result.as_ref().is_err_and(spoils_connection))
 }
 
 fn spoils_connection(failure: &Failure) -> bool {
     SPOILS_CONNECTION.contains(&&*failure.code)
 }
 
-fn judge_next<'a>(
-    replies: &mut impl Iterator<Item = Value>,
-    origin: Origin,
-    commands: &mut impl Iterator<Item = &'a Cmd>,
-) -> Result<(), Failure> {
-    let command = commands.next().expect("a unit has as many commands as it counts");
-    replies.next().map_or_else(|| Err(missing_reply()), |reply| judge(&reply, origin, command))
-}
-
 /// Judges the reply to one command.
-fn judge(reply: &Value, origin: Origin, command: &Cmd) -> Result<(), Failure> {
+fn judge(reply: &Value, origin: Origin, command: &Cmd) -> Result<Done, Failure> {
     match reply {
-        Value::ServerError(error) if DONE_BEFORE.contains(&error.code()) => Ok(()),
+        Value::ServerError(error) if DONE_BEFORE.contains(&error.code()) => Ok(Done::Applied),
         Value::ServerError(error) => {
             let arguments: Vec<&[u8]> = batch::arguments(command).collect();
             let context = Context { origin, arguments: &arguments };
             Err(retry::classify(error.code(), error.details().unwrap_or_default(), context))
         }
-        _ => Ok(()),
+        _ => Ok(Done::Applied),
     }
 }
 

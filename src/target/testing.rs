@@ -24,6 +24,14 @@ pub(crate) enum Reply {
 }
 
 impl Reply {
+    /// The entries of an array.
+    pub(crate) fn items(&self) -> &[Reply] {
+        match self {
+            Self::Array(items) => items,
+            other => panic!("not an array: {other:?}"),
+        }
+    }
+
     /// The text of a status, an error or a value.
     pub(crate) fn text(&self) -> String {
         match self {

@@ -1,13 +1,20 @@
 //! The target against real Redis servers, healthy and broken in every way that can be produced.
 
-use super::{testing::RedisServer, *};
+use super::{
+    testing::{RedisServer, Reply},
+    *,
+};
 use crate::retry::{Executed, FailureClass, ReasonClass};
 
 mod connecting;
+mod once;
 mod outages;
 mod probing;
 mod tls;
 mod units;
+mod versions;
+
+const DONE: Result<Done, Failure> = Ok(Done::Applied);
 
 fn target(server: &RedisServer) -> Target {
     target_at(&server.url())
@@ -19,6 +26,11 @@ fn target_at(url: &str) -> Target {
 
 async fn connect(server: &RedisServer) -> Connection {
     target(server).connect().await.expect("the server is up")
+}
+
+/// A batch for a target that is configured as ours are.
+fn new_batch() -> Batch {
+    target_at("redis://127.0.0.1").batch()
 }
 
 /// A command given as words.
@@ -36,19 +48,19 @@ fn push_script(batch: &mut Batch, source: &str, keys: &[&str], args: &[&str]) {
 }
 
 /// Executes one command.
-async fn run(connection: &mut Connection, command: &[&str]) -> Result<(), Failure> {
-    let mut batch = Batch::new();
+async fn run(connection: &mut Connection, command: &[&str]) -> Result<Done, Failure> {
+    let mut batch = new_batch();
     push(&mut batch, command);
     only(connection.execute(batch).await)
 }
 
-fn only(mut outcome: BatchResult) -> Result<(), Failure> {
+fn only(mut outcome: BatchResult) -> Result<Done, Failure> {
     assert_eq!(outcome.results.len(), 1);
     outcome.results.remove(0)
 }
 
 /// What a failure says, in short.
-fn says(result: &Result<(), Failure>) -> (FailureClass, Executed, &str) {
+fn says(result: &Result<Done, Failure>) -> (FailureClass, Executed, &str) {
     let failure = result.as_ref().expect_err("it was to fail");
     (failure.class, failure.executed, &failure.code)
 }

@@ -8,7 +8,7 @@ use deadpool_redis::redis::{Cmd, ServerError, Value};
 use super::judge;
 use crate::{
     retry::{Executed, Failure, FailureClass, Origin, ReasonClass},
-    target::errors,
+    target::{Done, errors},
 };
 
 /// What `EXEC` says before the error that made it give up.
@@ -39,7 +39,7 @@ impl Frame {
         }
     }
 
-    pub(super) fn judge(self, members: &[&Cmd]) -> Result<(), Failure> {
+    pub(super) fn judge(self, members: &[&Cmd]) -> Result<Done, Failure> {
         match (self.begun, self.ended) {
             (Value::ServerError(refusal), _) => not_begun(&refusal, &self.queued, members),
             (_, Value::Array(replies)) if replies.len() == members.len() => together(&replies, members),
@@ -53,10 +53,10 @@ impl Frame {
 }
 
 /// The members ran one after the other.
-fn together(replies: &[Value], members: &[&Cmd]) -> Result<(), Failure> {
+fn together(replies: &[Value], members: &[&Cmd]) -> Result<Done, Failure> {
     let results = judge_each(replies, members);
     if results.iter().all(Result::is_ok) {
-        return Ok(());
+        return Ok(Done::Applied);
     }
     let nothing_ran = results.iter().all(|result| matches!(result, Err(failure) if failure.executed == Executed::No));
     if nothing_ran && let Some(refusal) = strongest(&results) {
@@ -78,7 +78,7 @@ fn aborted(error: &ServerError, queued: &[Value], members: &[&Cmd]) -> Failure {
 }
 
 /// `MULTI` itself was refused, so each member was on its own.
-fn not_begun(refusal: &ServerError, replies: &[Value], members: &[&Cmd]) -> Result<(), Failure> {
+fn not_begun(refusal: &ServerError, replies: &[Value], members: &[&Cmd]) -> Result<Done, Failure> {
     let results = judge_each(replies, members);
     match results.iter().any(Result::is_ok) {
         true => Err(partial(&results)),
@@ -86,12 +86,12 @@ fn not_begun(refusal: &ServerError, replies: &[Value], members: &[&Cmd]) -> Resu
     }
 }
 
-fn judge_each(replies: &[Value], members: &[&Cmd]) -> Vec<Result<(), Failure>> {
+fn judge_each(replies: &[Value], members: &[&Cmd]) -> Vec<Result<Done, Failure>> {
     replies.iter().zip(members).map(|(reply, command)| judge(reply, Origin::Command, command)).collect()
 }
 
 /// Names every member that failed, by its place from 0 and its code.
-fn partial(results: &[Result<(), Failure>]) -> Failure {
+pub(super) fn partial(results: &[Result<Done, Failure>]) -> Failure {
     let failed: Vec<String> = (0..)
         .zip(results)
         .filter_map(|(place, result): (usize, _)| Some(format!("#{place} {}", result.as_ref().err()?.code)))
@@ -101,7 +101,7 @@ fn partial(results: &[Result<(), Failure>]) -> Failure {
 }
 
 /// Of failures that all left nothing behind, the one that promises most: what may pass by itself is waited for.
-fn strongest(results: &[Result<(), Failure>]) -> Option<Failure> {
+pub(super) fn strongest(results: &[Result<Done, Failure>]) -> Option<Failure> {
     let failures = results.iter().filter_map(|result| result.as_ref().err());
     let strongest = failures.min_by_key(|failure| match failure.class {
         FailureClass::Hold => 0,

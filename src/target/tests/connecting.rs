@@ -21,7 +21,7 @@ async fn user_password_and_database_come_from_the_url() {
     let target = target_at(&format!("redis://gw:p%40ss%2Fword@127.0.0.1:{}/5", server.port()));
     assert_eq!(target.display_url(), format!("redis://127.0.0.1:{}/5", server.port()));
     let mut connection = target.connect().await.expect("the password is right");
-    assert_eq!(run(&mut connection, &["SET", "k", "1"]).await, Ok(()));
+    assert_eq!(run(&mut connection, &["SET", "k", "1"]).await, DONE);
     assert!(server.cli(&["INFO", "keyspace"]).text().contains("db5:keys=1"));
     let clients = server.cli(&["CLIENT", "LIST"]).text();
     assert!(clients.contains("user=gw") && clients.contains("resp=2"), "{clients}");
@@ -34,7 +34,7 @@ async fn unix_socket_works() {
     let other = RedisServer::start(&["--unixsocket", &path.display().to_string()]);
     let target = target_at(&format!("redis+unix://{}?db=2", path.display()));
     let mut connection = target.connect().await.expect("the socket is there");
-    assert_eq!(run(&mut connection, &["SET", "k", "1"]).await, Ok(()));
+    assert_eq!(run(&mut connection, &["SET", "k", "1"]).await, DONE);
     assert!(other.cli(&["INFO", "keyspace"]).text().contains("db2:keys=1"));
 }
 

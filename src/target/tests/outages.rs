@@ -15,7 +15,7 @@ async fn check_refused(connection: &mut Connection, code: &str, reusable: bool) 
 }
 
 fn one_of_each() -> Batch {
-    let mut batch = Batch::new();
+    let mut batch = new_batch();
     push(&mut batch, &["SET", "k", "1"]);
     push_atomic(&mut batch, &[&["SET", "a", "1"], &["SET", "b", "1"]]);
     push_script(&mut batch, "return redis.call('SET', KEYS[1], 1)", &["c"], &[]);
@@ -38,9 +38,9 @@ async fn out_of_memory_is_a_hold_and_deletes_still_pass() {
     server.cli(&["SET", "old", "1"]);
     server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
     check_refused(&mut connection, "OOM", true).await;
-    assert_eq!(run(&mut connection, &["DEL", "old"]).await, Ok(()));
+    assert_eq!(run(&mut connection, &["DEL", "old"]).await, DONE);
     server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
-    assert_eq!(run(&mut connection, &["SET", "k", "1"]).await, Ok(()));
+    assert_eq!(run(&mut connection, &["SET", "k", "1"]).await, DONE);
 }
 
 #[tokio::test]
@@ -94,7 +94,7 @@ async fn script_that_does_not_end_is_a_hold_for_the_others() {
     check_refused(&mut connection, "BUSY", true).await;
     server.cli(&["SCRIPT", "KILL"]);
     server.wait_until(&["PING"], |reply| reply.text() == "PONG");
-    assert_eq!(run(&mut connection, &["SET", "k", "1"]).await, Ok(()));
+    assert_eq!(run(&mut connection, &["SET", "k", "1"]).await, DONE);
 }
 
 #[tokio::test]
@@ -127,7 +127,7 @@ async fn server_that_stops_answering_leaves_everything_unknown() {
     let after = connection.execute(one_set()).await;
     assert_eq!(says(&after.results[0]), (Hold, No, Failure::NO_CONNECTION));
     server.cont();
-    assert_eq!(run(&mut target.connect().await.expect("it answers again"), &["SET", "k", "2"]).await, Ok(()));
+    assert_eq!(run(&mut target.connect().await.expect("it answers again"), &["SET", "k", "2"]).await, DONE);
 }
 
 #[tokio::test]
@@ -146,7 +146,7 @@ async fn server_killed_in_the_middle_of_a_batch_leaves_everything_unknown() {
     let mut server = RedisServer::start(&[]);
     let target = target(&server);
     let mut connection = target.connect().await.expect("the server is up");
-    let mut batch = Batch::new();
+    let mut batch = new_batch();
     push(&mut batch, &["SET", "k", "1"]);
     push(&mut batch, &["DEBUG", "SLEEP", "30"]);
     push(&mut batch, &["SET", "never", "1"]);
@@ -159,7 +159,7 @@ async fn server_killed_in_the_middle_of_a_batch_leaves_everything_unknown() {
     check_ambiguous(&executed.await.expect("it does not panic"), "connection-lost");
     assert_eq!(&*target.connect().await.expect_err("nothing listens").code, "connection-refused");
     server.restart();
-    assert_eq!(run(&mut target.connect().await.expect("it is back"), &["SET", "k", "2"]).await, Ok(()));
+    assert_eq!(run(&mut target.connect().await.expect("it is back"), &["SET", "k", "2"]).await, DONE);
 }
 
 #[tokio::test]
@@ -169,11 +169,11 @@ async fn connection_held_over_a_restart_is_replaced() {
     let mut connection = target.connect().await.expect("the server is up");
     server.restart();
     check_ambiguous(&connection.execute(one_set()).await, "connection-lost");
-    assert_eq!(run(&mut target.connect().await.expect("it is back"), &["SET", "k", "2"]).await, Ok(()));
+    assert_eq!(run(&mut target.connect().await.expect("it is back"), &["SET", "k", "2"]).await, DONE);
 }
 
 fn one_set() -> Batch {
-    let mut batch = Batch::new();
+    let mut batch = new_batch();
     push(&mut batch, &["SET", "k", "1"]);
     batch
 }

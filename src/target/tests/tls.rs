@@ -44,7 +44,7 @@ async fn server_without_tls_is_a_hold() {
 async fn certificate_of_a_trusted_authority_is_accepted() {
     if let Ok(url) = std::env::var(URL) {
         let mut connection = target_at(&url).connect().await.expect("the authority is trusted");
-        assert_eq!(run(&mut connection, &["SET", "k", "1"]).await, Ok(()));
+        assert_eq!(run(&mut connection, &["SET", "k", "1"]).await, DONE);
         return;
     }
     let (server, url) = start();

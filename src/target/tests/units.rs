@@ -9,7 +9,7 @@ use FailureClass::{Backoff, Dead, Hold};
 async fn each_unit_has_its_own_result() {
     let server = RedisServer::start(&[]);
     let mut connection = connect(&server).await;
-    let mut batch = Batch::new();
+    let mut batch = new_batch();
     push(&mut batch, &["SET", "text", "1"]);
     push(&mut batch, &["LPUSH", "text", "x"]);
     push(&mut batch, &["SET", "text", "1", "NX", "XX"]);
@@ -44,11 +44,11 @@ async fn arguments_of_any_bytes_arrive_unchanged() {
     let server = RedisServer::start(&[]);
     let mut connection = connect(&server).await;
     let value: Vec<u8> = (0..=255).chain(*b"\r\n$5\r\n").collect();
-    let mut batch = Batch::new();
+    let mut batch = new_batch();
     batch.push_command("SET", [b"k".as_slice(), &value].into_iter());
     batch.push_command("SETRANGE", [b"empty".as_slice(), b"0", b""].into_iter());
     assert_eq!(batch.bytes(), 3 + 1 + value.len() + 8 + 5 + 1);
-    assert_eq!(connection.execute(batch).await.results, [Ok(()), Ok(())]);
+    assert_eq!(connection.execute(batch).await.results, [DONE, DONE]);
     assert_eq!(server.cli(&["STRLEN", "k"]).text(), value.len().to_string());
     assert_eq!(server.cli(&["BITCOUNT", "k"]).text(), value.iter().map(|b| b.count_ones()).sum::<u32>().to_string());
 }
@@ -57,7 +57,7 @@ async fn arguments_of_any_bytes_arrive_unchanged() {
 async fn replies_of_every_shape_are_successes() {
     let server = RedisServer::start(&[]);
     let mut connection = connect(&server).await;
-    let mut batch = Batch::new();
+    let mut batch = new_batch();
     for command in [
         &["RPUSH", "list", "a", "b"][..],
         &["LPOP", "list"],
@@ -78,14 +78,14 @@ async fn group_that_exists_already_is_a_success() {
     let server = RedisServer::start(&[]);
     let mut connection = connect(&server).await;
     let create = ["XGROUP", "CREATE", "stream", "group", "$", "MKSTREAM"];
-    assert_eq!(run(&mut connection, &create).await, Ok(()));
-    assert_eq!(run(&mut connection, &create).await, Ok(()));
+    assert_eq!(run(&mut connection, &create).await, DONE);
+    assert_eq!(run(&mut connection, &create).await, DONE);
 }
 
 #[tokio::test]
 async fn empty_batch_asks_nothing() {
     let server = RedisServer::start(&[]);
-    let outcome = connect(&server).await.execute(Batch::new()).await;
+    let outcome = connect(&server).await.execute(new_batch()).await;
     assert!(outcome.results.is_empty() && outcome.reusable);
 }
 
@@ -93,12 +93,12 @@ async fn empty_batch_asks_nothing() {
 async fn atomic_members_all_run() {
     let server = RedisServer::start(&[]);
     let mut connection = connect(&server).await;
-    let mut batch = Batch::new();
+    let mut batch = new_batch();
     push(&mut batch, &["SET", "before", "1"]);
     push_atomic(&mut batch, &[&["SET", "a", "1"], &["INCR", "a"], &["LPUSH", "l", "x"]]);
     push(&mut batch, &["SET", "after", "1"]);
     assert_eq!(batch.len(), 3);
-    assert_eq!(connection.execute(batch).await.results, [Ok(()), Ok(()), Ok(())]);
+    assert_eq!(connection.execute(batch).await.results, [DONE, DONE, DONE]);
     assert_eq!(server.cli(&["GET", "a"]).text(), "2");
 }
 
@@ -107,7 +107,7 @@ async fn atomic_unit_of_which_some_members_failed_is_partial() {
     let server = RedisServer::start(&[]);
     let mut connection = connect(&server).await;
     server.cli(&["SET", "text", "x"]);
-    let mut batch = Batch::new();
+    let mut batch = new_batch();
     push_atomic(&mut batch, &[&["SET", "a", "1"], &["LPUSH", "text", "x"], &["INCR", "text"], &["SET", "b", "1"]]);
     push(&mut batch, &["SET", "after", "1"]);
     let outcome = connection.execute(batch).await;
@@ -116,7 +116,7 @@ async fn atomic_unit_of_which_some_members_failed_is_partial() {
     let failure = outcome.results[0].as_ref().expect_err("it failed");
     assert_eq!(failure.reason, ReasonClass::Partial);
     assert_eq!(&*failure.message, "2 of 4 members failed: #1 WRONGTYPE, #2 ERR");
-    assert_eq!(outcome.results[1], Ok(()));
+    assert_eq!(outcome.results[1], DONE);
     assert_eq!(server.cli(&["GET", "b"]).text(), "1");
 }
 
@@ -125,7 +125,7 @@ async fn atomic_unit_of_which_all_members_were_refused_has_the_class_of_the_refu
     let server = RedisServer::start(&[]);
     let mut connection = connect(&server).await;
     server.cli(&["SET", "text", "x"]);
-    let mut batch = Batch::new();
+    let mut batch = new_batch();
     push_atomic(&mut batch, &[&["LPUSH", "text", "x"], &["SADD", "text", "x"]]);
     let result = only(connection.execute(batch).await);
     assert_eq!(says(&result), (Dead, No, "WRONGTYPE"));
@@ -135,15 +135,15 @@ async fn atomic_unit_of_which_all_members_were_refused_has_the_class_of_the_refu
 async fn member_that_cannot_be_queued_stops_the_unit_and_leaves_the_connection_usable() {
     let server = RedisServer::start(&[]);
     let mut connection = connect(&server).await;
-    let mut batch = Batch::new();
+    let mut batch = new_batch();
     push_atomic(&mut batch, &[&["SET", "a", "1"], &["NOSUCHCOMMAND", "x"], &["SET", "b"]]);
     push(&mut batch, &["SET", "after", "1"]);
     let outcome = connection.execute(batch).await;
     assert!(outcome.reusable);
     assert_eq!(says(&outcome.results[0]), (Dead, No, "ERR"));
-    assert_eq!(outcome.results[1], Ok(()));
+    assert_eq!(outcome.results[1], DONE);
     assert_eq!(server.cli(&["EXISTS", "a", "b"]).text(), "0");
-    assert_eq!(run(&mut connection, &["SET", "next", "1"]).await, Ok(()));
+    assert_eq!(run(&mut connection, &["SET", "next", "1"]).await, DONE);
     assert_eq!(server.cli(&["GET", "next"]).text(), "1", "it was not queued in an open transaction");
 }
 
@@ -153,18 +153,18 @@ async fn atomic_unit_never_runs_member_by_member_where_multi_is_not_permitted() 
     server.cli(&["ACL", "SETUSER", "gw", "on", ">pw", "~*", "+@all", "-multi"]);
     let url = format!("redis://gw:pw@127.0.0.1:{}", server.port());
     let mut connection = target_at(&url).connect().await.expect("the server is up");
-    let mut batch = Batch::new();
+    let mut batch = new_batch();
     push(&mut batch, &["SET", "before", "1"]);
     push_atomic(&mut batch, &[&["SET", "a", "1"], &["SET", "b", "1"]]);
     push_script(&mut batch, "return redis.call('SET', KEYS[1], 1)", &["script"], &[]);
     let outcome = connection.execute(batch).await;
     assert!(outcome.reusable);
-    assert_eq!(outcome.results[0], Ok(()));
+    assert_eq!(outcome.results[0], DONE);
     assert_eq!(says(&outcome.results[1]), (Dead, No, "NOPERM"));
-    assert_eq!(outcome.results[2], Ok(()));
+    assert_eq!(outcome.results[2], DONE);
     assert_eq!(server.cli(&["EXISTS", "a", "b"]).text(), "0");
 
-    let mut alone = Batch::new();
+    let mut alone = new_batch();
     push_atomic(&mut alone, &[&["SET", "a", "1"]]);
     assert_eq!(says(&only(connection.execute(alone).await)), (Dead, No, "NOPERM"));
 }
@@ -174,7 +174,7 @@ async fn multi_forbidden_while_the_connection_is_held_is_told_as_partial() {
     let server = RedisServer::start(&[]);
     let mut connection = connect(&server).await;
     server.cli(&["ACL", "SETUSER", "default", "-multi"]);
-    let mut batch = Batch::new();
+    let mut batch = new_batch();
     push_atomic(&mut batch, &[&["SET", "a", "1"], &["SET", "b", "1"]]);
     assert_eq!(says(&only(connection.execute(batch).await)), (Dead, Partly, "partial"));
 }
@@ -185,12 +185,12 @@ async fn script_is_sent_with_its_source_only_where_the_server_does_not_know_it()
     let mut connection = connect(&server).await;
     let source = "redis.call('INCRBY', KEYS[1], ARGV[1]) return {1, 2}";
     for round in 1..=2 {
-        let mut batch = Batch::new();
+        let mut batch = new_batch();
         push(&mut batch, &["SET", "before", "1"]);
         push_script(&mut batch, source, &["n"], &["1"]);
         push_atomic(&mut batch, &[&["SET", "a", "1"]]);
         push_script(&mut batch, source, &["n"], &["10"]);
-        assert_eq!(connection.execute(batch).await.results, [Ok(()), Ok(()), Ok(()), Ok(())]);
+        assert_eq!(connection.execute(batch).await.results, [DONE, DONE, DONE, DONE]);
         assert_eq!(server.cli(&["GET", "n"]).text(), (11 * round).to_string());
     }
     let calls = |command: &str| {
@@ -206,10 +206,10 @@ async fn script_is_sent_with_its_source_only_where_the_server_does_not_know_it()
 async fn script_that_is_not_text_runs() {
     let server = RedisServer::start(&[]);
     let mut connection = connect(&server).await;
-    let mut batch = Batch::new();
+    let mut batch = new_batch();
     let source = [b"return redis.call('SET', KEYS[1], '".as_slice(), &[0xff, 0xfe], b"')"].concat();
     batch.push_script(&source, [b"k".as_slice()].into_iter(), std::iter::empty());
-    assert_eq!(only(connection.execute(batch).await), Ok(()));
+    assert_eq!(only(connection.execute(batch).await), DONE);
     assert_eq!(server.cli(&["STRLEN", "k"]).text(), "2");
 }
 
@@ -226,7 +226,7 @@ async fn script_that_fails_midway_is_dead_and_says_that_some_of_it_ran() {
         ("return redis.error_reply('NOSCRIPT mine')", "the script answered NOSCRIPT"),
     ];
     for (source, message) in cases {
-        let mut batch = Batch::new();
+        let mut batch = new_batch();
         push_script(&mut batch, source, &["k"], &["s3cret"]);
         let result = only(connection.execute(batch).await);
         let failure = result.as_ref().expect_err("it fails");
@@ -241,7 +241,7 @@ async fn script_that_fails_midway_is_dead_and_says_that_some_of_it_ran() {
 async fn script_that_does_not_compile_left_nothing_behind() {
     let server = RedisServer::start(&[]);
     let mut connection = connect(&server).await;
-    let mut batch = Batch::new();
+    let mut batch = new_batch();
     push_script(&mut batch, "this is no Lua", &[], &[]);
     let result = only(connection.execute(batch).await);
     assert_eq!(says(&result), (Dead, No, "ERR"));
@@ -254,13 +254,13 @@ async fn what_the_user_may_not_do_is_dead() {
     server.cli(&["ACL", "SETUSER", "gw", "on", ">pw", "~app:*", "+@write", "+multi", "+exec"]);
     let url = format!("redis://gw:pw@127.0.0.1:{}", server.port());
     let mut connection = target_at(&url).connect().await.expect("the server is up, though PING is not permitted");
-    assert_eq!(run(&mut connection, &["SET", "app:1", "1"]).await, Ok(()));
+    assert_eq!(run(&mut connection, &["SET", "app:1", "1"]).await, DONE);
     for command in [&["SET", "s3cret", "1"][..], &["CONFIG", "RESETSTAT"]] {
         let result = run(&mut connection, command).await;
         assert_eq!(says(&result), (Dead, No, "NOPERM"));
         assert_eq!(result.expect_err("it fails").reason, ReasonClass::NoPermission);
     }
-    let mut batch = Batch::new();
+    let mut batch = new_batch();
     push_script(&mut batch, "return 1", &[], &[]);
     let result = only(connection.execute(batch).await);
     assert_eq!(says(&result), (Dead, No, "NOPERM"));
