@@ -48,6 +48,7 @@ pub use self::{
     connection::{BatchResult, Connection, Done},
     marker::{Marker, MarkerState},
     probe::ProbeReport,
+    script::version_fence,
     version::Fence,
 };
 

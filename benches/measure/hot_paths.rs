@@ -16,7 +16,10 @@ use redrive::{
     telemetry::metrics::Metrics,
 };
 
-use super::{driver, report::Report};
+use super::{
+    driver::{self, Work},
+    report::Report,
+};
 
 const PATHS: [(&str, &str); 5] = [
     ("parse", "parse and validate a task of 300 bytes"),
@@ -66,7 +69,7 @@ fn per_run(path: &str, tool: &str, options: &[&str], line: &str) -> anyhow::Resu
 
 /// Goes a path so many times.
 pub fn run(path: &str, runs: u64) -> anyhow::Result<Duration> {
-    let body = Bytes::from(driver::body(1));
+    let body = Bytes::from(driver::body(Work::Set, 1));
     let rules = Rules::new(task::Config::default(), ["default".to_owned()]);
     let now = Timestamp::now();
     let task = Task::parse(&body, &rules, now).map_err(|refusal| anyhow::anyhow!(refusal.detail))?;

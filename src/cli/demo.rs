@@ -133,7 +133,8 @@ async fn tell_story(tasks: u64, dir: &std::path::Path) -> anyhow::Result<()> {
     until_made(&redis, &sidecar, &workload, 3, 4).await?;
     redis.kill9();
 
-    stage.step("Three more writes are queued, which the service has tried a minute ago. The sidecar is killed with -9.");
+    stage
+        .step("Three more writes are queued, which the service has tried a minute ago. The sidecar is killed with -9.");
     for overtaken in &overtaken::ALL {
         hand_in_one(&sidecar, &overtaken.task(Timestamp::now())).await?;
     }
@@ -189,13 +190,7 @@ fn restart(stage: &Stage, sidecar: &mut Sidecar) -> anyhow::Result<()> {
 }
 
 /// Waits until that part of what was accepted for the first list is made, or all is made.
-async fn until_made(
-    redis: &Redis,
-    sidecar: &Sidecar,
-    workload: &Workload,
-    part: u64,
-    of: u64,
-) -> anyhow::Result<()> {
+async fn until_made(redis: &Redis, sidecar: &Sidecar, workload: &Workload, part: u64, of: u64) -> anyhow::Result<()> {
     let begun = Instant::now();
     loop {
         let (accepted, made) = workload.sample(|question| redis.ask(question))?;

@@ -1,44 +1,23 @@
 //! How fast a backlog goes to a Redis that is back, against what one connection can do at all.
 
-use std::{
-    net::SocketAddr,
-    path::Path,
-    process::Command,
-    time::{Duration, Instant},
+use std::path::Path;
+
+use super::super::{
+    backlog::{Backlog, Target},
+    driver::Work,
+    report::{Report, Samples},
 };
 
-use super::{
-    super::{
-        driver::{self, Shape, Until},
-        processes::{self, Process, Sidecar, free_address},
-        redis::Redis,
-        report::{Report, Samples},
-    },
-    ROUNDS,
-};
-
-const BACKLOG: u32 = 200_000;
-
-pub async fn measure(scratch: &Path, report: &mut Report) -> anyhow::Result<()> {
-    let data = scratch.join("backlog");
-    let sidecar = Sidecar::serving(&data, free_address()?).await?;
-    let ran = driver::closed_loop(sidecar.address, 64, Shape::Single, 0, Until::Sent(BACKLOG)).await?;
-    anyhow::ensure!(ran.failed == 0, "{} requests were not taken", ran.failed);
-    sidecar.process.stop();
-
-    let address = free_address()?;
-    let (process, mut redis) = processes::redis(address, scratch).await?;
+pub async fn measure(scratch: &Path, rounds: usize, report: &mut Report) -> anyhow::Result<()> {
+    let backlog = Backlog::queue(scratch, Work::Set, super::BACKLOG).await?;
+    let mut target = Target::start(scratch).await?;
     let (mut ratio, mut ours, mut theirs) = (Samples::default(), Samples::default(), Samples::default());
     let (mut cpu, mut redis_cpu, mut missing) = (Samples::default(), Samples::default(), 0);
-    for _ in 0..ROUNDS {
-        redis.flush().await?;
-        let bare = redis_benchmark(address)?;
-        redis.flush().await?;
-        let copy = scratch.join("backlog-copy");
-        copy_dir(&data, &copy)?;
-        let drained = drain(&copy, address, &mut redis, &process).await?;
-        missing += redis.missing(&ran.accepted).await?;
-        std::fs::remove_dir_all(&copy)?;
+    for _ in 0..rounds {
+        target.redis.flush().await?;
+        let bare = target.benchmark(Work::Set, 128, 1_000_000)?;
+        let drained = backlog.drain(&mut target).await?;
+        missing += drained.wrong;
         ratio.push(drained.rate / bare);
         ours.push(drained.rate);
         theirs.push(bare);
@@ -51,55 +30,5 @@ pub async fn measure(scratch: &Path, report: &mut Report) -> anyhow::Result<()> 
     report.note("drain, CPU per task, us", &cpu.show(1));
     report.note("drain, CPU of Redis per task, us", &redis_cpu.show(1));
     report.gate("drain, of what was answered 202, missing", &missing.to_string(), "0", missing == 0);
-    Ok(())
-}
-
-struct Drained {
-    rate: f64,
-    cpu_us: f64,
-    redis_cpu_us: f64,
-}
-
-async fn drain(data: &Path, address: SocketAddr, redis: &mut Redis, process: &Process) -> anyhow::Result<Drained> {
-    let sidecar = Sidecar::start(data, address)?;
-    let patience = Instant::now() + Duration::from_secs(60);
-    let mut first = None;
-    loop {
-        let size = redis.size().await?;
-        let now = Instant::now();
-        let (since, from, cpu, redis_cpu) = match first {
-            None if size > 0 => *first.insert((now, size, sidecar.process.cpu(), process.cpu())),
-            None => (now, 0, Duration::ZERO, Duration::ZERO),
-            Some(first) => first,
-        };
-        if size >= u64::from(BACKLOG) {
-            let tasks = (size - from) as f64;
-            let each = |now: Duration, then: Duration| (now - then).as_secs_f64() * 1e6 / tasks;
-            let cpu_us = each(sidecar.process.cpu(), cpu);
-            let redis_cpu_us = each(process.cpu(), redis_cpu);
-            let rate = tasks / (now - since).as_secs_f64();
-            sidecar.process.stop();
-            return Ok(Drained { rate, cpu_us, redis_cpu_us });
-        }
-        anyhow::ensure!(now < patience, "only {size} tasks were made");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-/// SETs per second of different keys and 100 bytes over one connection, 128 at a time.
-fn redis_benchmark(address: SocketAddr) -> anyhow::Result<f64> {
-    let output = Command::new("redis-benchmark")
-        .args(["-p", &address.port().to_string(), "-c", "1", "-P", "128", "-n", "1000000"])
-        .args(["-r", "1000000000", "-d", "100", "-t", "set", "--csv"])
-        .output()?;
-    let text = String::from_utf8(output.stdout)?;
-    let line = text.lines().find_map(|line| line.strip_prefix("\"SET\",\""));
-    let rate = line.and_then(|line| line.split('"').next());
-    Ok(rate.ok_or_else(|| anyhow::anyhow!("redis-benchmark said {text}"))?.parse()?)
-}
-
-fn copy_dir(from: &Path, to: &Path) -> anyhow::Result<()> {
-    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status()?;
-    anyhow::ensure!(copied.success(), "the backlog could not be copied");
     Ok(())
 }

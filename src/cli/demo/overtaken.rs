@@ -83,8 +83,7 @@ pub fn write_newer(redis: &Redis) -> anyhow::Result<()> {
     let marker = format!("redrive:version:{{{PRICE}}}:{PRICE}");
     let (version, id, life_ms) = ("18", "demo-newer", "604800000");
     let script = target::version_fence();
-    let answer =
-        redis.ask(&["EVAL", script, "2", PRICE, &marker, version, id, life_ms, "3", "SET", PRICE, version])?;
+    let answer = redis.ask(&["EVAL", script, "2", PRICE, &marker, version, id, life_ms, "3", "SET", PRICE, version])?;
     anyhow::ensure!(answer == Reply::Text("1".to_owned()), "the newer write was answered {answer:?}");
     Ok(())
 }

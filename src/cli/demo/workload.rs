@@ -275,7 +275,9 @@ mod tests {
         let of_one: Vec<String> = workload
             .batch(50)
             .iter()
-            .filter(|task| ["", ":count", ":session"].iter().any(|of| task.to_string().contains(&format!("\"demo:2{of}\""))))
+            .filter(|task| {
+                ["", ":count", ":session"].iter().any(|of| task.to_string().contains(&format!("\"demo:2{of}\"")))
+            })
             .map(|task| format!("{} {}", task["type"], task["command"]))
             .collect();
         assert_eq!(of_one.len(), 10);
