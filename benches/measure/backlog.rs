@@ -86,14 +86,14 @@ impl Backlog {
         target.redis.flush().await?;
         let copy = self.data.with_extension("copy");
         copy_dir(&self.data, &copy)?;
-        let drained = self.drain_from(&copy, target).await;
+        let drained = self.drain_from(&copy, target, &[]).await;
         std::fs::remove_dir_all(&copy)?;
         drained
     }
 
-    /// Drains it as it stands, into what is there.
-    pub async fn drain_into(self, target: &mut Target) -> anyhow::Result<Drained> {
-        let drained = self.drain_from(&self.data, target).await;
+    /// Drains it as it stands into what is there, by a sidecar that is run by `runner` if that is not empty.
+    pub async fn drain_into(self, target: &mut Target, runner: &[String]) -> anyhow::Result<Drained> {
+        let drained = self.drain_from(&self.data, target, runner).await;
         std::fs::remove_dir_all(&self.data)?;
         drained
     }
@@ -102,9 +102,9 @@ impl Backlog {
         Ok(std::fs::remove_dir_all(&self.data)?)
     }
 
-    async fn drain_from(&self, data: &Path, target: &mut Target) -> anyhow::Result<Drained> {
+    async fn drain_from(&self, data: &Path, target: &mut Target, runner: &[String]) -> anyhow::Result<Drained> {
         let before = target.made(self.work).await?;
-        let sidecar = Sidecar::start(data, target.address)?;
+        let sidecar = Sidecar::start_by(runner, data, target.address)?;
         let patience = Instant::now() + Duration::from_secs(120);
         let mut first = None;
         loop {

@@ -63,6 +63,9 @@ fn main() -> anyhow::Result<()> {
         if wanted("markers") {
             rows::markers::measure(scratch.path(), &mut report).await?;
         }
+        if wanted("instructions") {
+            rows::instructions::measure(scratch.path(), &mut report).await?;
+        }
         if wanted("ingest") {
             rows::ingest::measure(scratch.path(), rounds, &mut report).await?;
         }

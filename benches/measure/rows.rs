@@ -3,6 +3,7 @@
 pub mod drain;
 pub mod footprint;
 pub mod ingest;
+pub mod instructions;
 pub mod latency;
 pub mod markers;
 pub mod once;

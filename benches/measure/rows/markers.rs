@@ -29,7 +29,7 @@ pub async fn measure(scratch: &Path, report: &mut Report) -> anyhow::Result<()> 
     // The counters are there before, so that what comes is the markers: small numbers take nothing of their own.
     target.redis.fill(0..TASKS).await?;
     let before = target.redis.memory().await?;
-    let drained = backlog.drain_into(&mut target).await?;
+    let drained = backlog.drain_into(&mut target, &[]).await?;
     let after = target.redis.memory().await?;
     let each = after.saturating_sub(before) as f64 / f64::from(TASKS);
     report.goal("markers: memory of Redis for each, bytes", &format!("{each:.1}"), "at most 16", each <= 16.0);
