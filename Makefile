@@ -37,8 +37,9 @@ check: setup ## Format, lints, documentation, dependencies
 bench: setup ## Measure it beside what it is compared with
 	scripts/bench
 
-soak: setup ## Crash the journal a million times, the whole for ten minutes, and compare 250 rounds with the model
+soak: setup ## Crash journal and consumer a million times, the whole for ten minutes, and compare 250 rounds with the model
 	REDRIVE_CRASH_CASES=1000000 cargo test --locked --profile quick --lib log:: -- --nocapture
+	REDRIVE_REPLAY_CASES=1000000 REDRIVE_TIMING_CASES=1000000 cargo test --locked --profile quick --lib consumer::
 	CHAOS_SECONDS=600 cargo test --locked --profile quick --test it chaos -- --nocapture
 	cargo test --locked --profile quick --test it faults_are_in_no_release
 	AMBIGUITY_ROUNDS=250 cargo test --locked --test it ambiguity -- --nocapture

@@ -74,7 +74,7 @@ impl App {
     pub fn build(config: &Config) -> Result<Self, AppError> {
         let started = Instant::now();
         let token = config.admin.read_token()?;
-        let boot_id = *uuid::Uuid::now_v7().as_bytes();
+        let boot_id = new_boot_id();
         let targets = targets(config, boot_id)?;
         let journal = JournalLog::open(journal_config(config), Arc::new(RealDisk))?;
         let stats = journal.stats();
@@ -172,7 +172,13 @@ impl App {
     }
 }
 
-fn targets(config: &Config, boot_id: [u8; 16]) -> Result<Vec<Target>, AppError> {
+/// Names a process in its checkpoints and on its targets.
+pub(crate) fn new_boot_id() -> [u8; 16] {
+    *uuid::Uuid::now_v7().as_bytes()
+}
+
+/// The configured targets, as this process is known to them. Nothing is connected to.
+pub(crate) fn targets(config: &Config, boot_id: [u8; 16]) -> Result<Vec<Target>, AppError> {
     let redis = &config.redis;
     let target = |target: &config::Target| {
         let settings = target::Config {

@@ -2,7 +2,7 @@
 //! `http` (a small client), `settings` (the configuration) and `output`.
 //!
 //! Exit statuses are the same for all: 0 it was done, 2 wrong configuration or usage, 1 anything else, with one line
-//! on standard error that says what.
+//! on standard error that says what. `check` counts what it finds in: 1 warnings, 2 errors.
 
 use std::io;
 
@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::ConfigError;
 
+mod check;
 mod completions;
 mod config;
 mod dead_letters;
@@ -43,6 +44,7 @@ enum Command {
     Submit(Box<submit::Args>),
     DeadLetters(dead_letters::Args),
     Config(config::Args),
+    Check(check::Args),
     Openapi(openapi::Args),
     Healthcheck(healthcheck::Args),
     Completions(completions::Args),
@@ -64,6 +66,7 @@ impl Cli {
             Command::Submit(args) => submit::run(*args),
             Command::DeadLetters(args) => dead_letters::run(args),
             Command::Config(args) => config::run(args),
+            Command::Check(args) => check::run(args),
             Command::Openapi(_) => openapi::run(),
             Command::Healthcheck(args) => healthcheck::run(args),
             Command::Completions(args) => completions::run(&args),
@@ -86,6 +89,9 @@ impl Cli {
             return 2;
         }
         output::tell(&format!("{error:#}"));
+        if let Some(found) = error.downcast_ref::<check::Found>() {
+            return found.exit_status();
+        }
         if error.is::<UsageError>() { 2 } else { 1 }
     }
 }

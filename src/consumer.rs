@@ -20,7 +20,7 @@ use crate::{
     log::{Log, QueueName},
     queue::Queues,
     retry::Policy,
-    target::Target,
+    target::{FindingCode, Target},
     task::{Lane, Rules, TaskId},
     telemetry::metrics::Metrics,
 };
@@ -89,6 +89,7 @@ impl Consumer {
         let budget = window::Budget::new(config.memory_bytes);
         let mut questions = Vec::new();
         let mut workers = Vec::new();
+        metrics.know_warnings(FindingCode::ALL.map(FindingCode::as_str));
         let seen = Arc::new(Mutex::new(seen::Seen::new(config.marker_ttl)));
         for target in targets {
             let (sender, receiver) = mpsc::channel(64);

@@ -13,7 +13,10 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -21,7 +24,6 @@ use deadpool_redis::{
     Manager, Pool, PoolConfig, Runtime, Timeouts,
     redis::{
         AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
-        aio::MultiplexedConnection,
         io::tcp::{TcpSettings, socket2::TcpKeepalive},
     },
 };
@@ -32,9 +34,13 @@ mod batch;
 pub mod breaker;
 pub mod command_hold;
 mod connection;
+mod connection_name;
+mod control;
 mod errors;
+mod inspect;
 mod marker;
 mod once;
+mod past;
 mod probe;
 mod replies;
 mod script;
@@ -42,15 +48,18 @@ mod script;
 pub(crate) mod testing;
 mod version;
 
-use self::marker::OwnKeys;
 pub use self::{
     batch::Batch,
     connection::{BatchResult, Connection, Done},
+    connection_name::ConnectionName,
+    inspect::{Finding, FindingCode, Severity},
     marker::{Marker, MarkerState},
+    past::{FenceReport, Past},
     probe::ProbeReport,
     script::version_fence,
     version::Fence,
 };
+use self::{control::Control, marker::OwnKeys};
 
 /// The most units that one batch should carry.
 pub const MAX_BATCH_UNITS: usize = 128;
@@ -113,6 +122,8 @@ pub struct Config {
     pub marker_ttl: Duration,
     /// How long the version of a key is remembered after its last write.
     pub version_ttl: Duration,
+    /// What the target's connections are called by: another one at each start of the process.
+    pub boot_id: [u8; 16],
 }
 
 impl Config {
@@ -127,6 +138,7 @@ impl Config {
             own_prefix: "redrive:".to_owned(),
             marker_ttl: Duration::from_secs(24 * 3600),
             version_ttl: Duration::from_secs(7 * 24 * 3600),
+            boot_id: fastrand::u128(..).to_be_bytes(),
         }
     }
 }
@@ -155,12 +167,14 @@ pub struct Target {
     display_url: String,
     pool: Pool,
     connect_timeout: Duration,
-    prober: Client,
-    probe_settings: AsyncConnectionConfig,
+    control_client: Client,
+    control_settings: AsyncConnectionConfig,
+    /// Kept between two questions while the target answers.
+    control: Mutex<Option<Control>>,
     probe_key: String,
     own: Arc<OwnKeys>,
-    /// The probe's connection between two probes, kept while the target is healthy.
-    probe_connection: Mutex<Option<MultiplexedConnection>>,
+    boot_id: [u8; 16],
+    next_number: AtomicU64,
 }
 
 impl fmt::Debug for Target {
@@ -180,13 +194,16 @@ impl Target {
             display_url: display_url(&info),
             pool,
             connect_timeout: config.connect_timeout,
-            prober: Client::open(info).map_err(|_| ConfigError::Url)?,
-            probe_settings: AsyncConnectionConfig::new()
+            control_client: Client::open(info).map_err(|_| ConfigError::Url)?,
+            control_settings: AsyncConnectionConfig::new()
                 .set_connection_timeout(Some(config.probe_timeout))
                 .set_response_timeout(Some(config.probe_timeout)),
             probe_key: format!("{}probe", config.own_prefix),
             own: Arc::new(OwnKeys::new(&config.own_prefix, config.marker_ttl, config.version_ttl)),
-            probe_connection: Mutex::new(None),
+            control: Mutex::new(None),
+            boot_id: config.boot_id,
+            // Two targets of a process may be one server, and their connections must not have the same names.
+            next_number: AtomicU64::new(u64::from(fastrand::u32(..)) << 16),
         })
     }
 
@@ -214,9 +231,15 @@ impl Target {
     /// Dropping the future closes what was being made.
     pub async fn connect(&self) -> Result<Connection, Failure> {
         let pooled = self.pool.get().await.map_err(|error| errors::of_pool(&error))?;
-        let connection = Connection::try_new(pooled, self.connect_timeout).await?;
+        let connection = Connection::try_new(pooled, self.next_name(), self.connect_timeout).await?;
         tracing::debug!(target.name = %self.name, "Connected to {}", self.display_url);
         Ok(connection)
+    }
+}
+
+impl Target {
+    fn next_name(&self) -> ConnectionName {
+        ConnectionName { boot_id: self.boot_id, number: self.next_number.fetch_add(1, Ordering::Relaxed) }
     }
 }
 

@@ -77,7 +77,7 @@ pub enum ProblemType {
 }
 
 impl ProblemType {
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 27] = [
         Self::MalformedJson,
         Self::InvalidRequest,
         Self::IdempotencyKeyInvalid,

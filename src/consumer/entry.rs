@@ -35,6 +35,8 @@ pub struct Entry {
     /// None while nothing went wrong, which is the common case.
     pub trouble: Option<Box<Trouble>>,
     pub letter: Letter,
+    /// An earlier process may have sent any of its units, and no checkpoint says which.
+    pub may_have_run: bool,
 }
 
 /// A unit, as far as its task must know.

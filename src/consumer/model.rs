@@ -117,6 +117,9 @@ impl ModelRedis {
             ("MSET", pairs) => pairs.chunks(2).try_for_each(|pair| self.set(now, pair[0], pair[1], &[])),
             ("GETEX", [_, options @ ..]) => {
                 if let Some(entry) = self.keys.get_mut(key) {
+                    if !matches!(entry.value, Value::Text(_)) {
+                        return Err(Refused::WrongType);
+                    }
                     match options {
                         [b"PERSIST"] => entry.expires_at = None,
                         options => entry.expires_at = expiry(now, options).or(entry.expires_at),
@@ -238,6 +241,16 @@ impl ModelRedis {
     }
 }
 
+/// The seeds of random cases: the same each time, unless `<name>_CASES` sets how many: then from a random one on.
+/// `<name>_SEED` sets the first, to repeat what was found.
+pub fn seeds(name: &str, cases: u64) -> impl Iterator<Item = u64> {
+    let asked =
+        |what: &str| std::env::var(format!("{name}_{what}")).ok().map(|number| number.parse().expect("a number"));
+    let soak: Option<u64> = asked("CASES");
+    let first = asked("SEED").unwrap_or_else(|| if soak.is_some() { fastrand::u64(..) } else { 0 });
+    (0..soak.unwrap_or(cases)).map(move |case| first.wrapping_add(case))
+}
+
 fn number(text: &[u8]) -> Option<i64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
@@ -284,6 +297,6 @@ mod tests {
         check(&[(0, "HSET h f 1"), (1, "HPEXPIREAT h 3 FIELDS 1 f"), (4, "DEL x")], &[]);
         check(&[(0, "SET k v PX 9"), (1, "PEXPIREAT k 20 LT"), (1, "PEXPIREAT k 15 GT NX")], &[("k", Some(9))]);
         check(&[(0, "SADD s x"), (0, "PEXPIREAT s 30 GT")], &[("s", None)]);
-        check(&[(0, "SADD s x"), (0, "PEXPIREAT s 30 LT"), (1, "GETEX s PERSIST")], &[("s", None)]);
+        check(&[(0, "SET s x"), (0, "PEXPIREAT s 30 LT"), (1, "GETEX s PERSIST")], &[("s", None)]);
     }
 }

@@ -7,16 +7,15 @@
 use std::borrow::Cow;
 
 use super::{
-    entry::Entry,
+    entry::{End, Entry},
     prepared::Prepared,
-    rows::{FieldChange, FieldType, ReplayKind},
-    timing::{self, Age, Member, Timing},
+    timing::{self, Due, Member, Timing},
 };
 use crate::{
-    commands::{Expiry, Overwrite},
+    commands::Expiry,
     faults,
     target::{Batch, Fence, Marker},
-    task::{Command, Late, LateAction, Mode, Operation, Outcome, Task, Unit},
+    task::{Command, Mode, Operation, Outcome, Script, Task},
 };
 
 /// When it is, here and on the target.
@@ -84,13 +83,17 @@ impl<'p> Plan<'p> {
             None => Body::Stored(prepared, value),
             Some(ttl) => {
                 let args: Vec<&[u8]> = prepared.args(value).collect();
-                match ttl.at_ms(&args, prepared.meant_ms) {
-                    Some(at_ms) if at_ms <= moment.now_ms => return Self::Settle(Outcome::Expired),
-                    Some(at_ms) if !ttl.absolute && !faults::planted("relative-ttl-as-is") => {
-                        let args = prepared.args(value);
-                        Body::Command(prepared.spec.with_expiry(args, ttl, moment.expiry(at_ms)))
+                let due = Due { base: prepared.meant_ms, deadline: None, late: None };
+                match due.command(ttl.at_ms(&args, due.base), moment.now_ms) {
+                    Timing::Send(timing::Sending::Expiring(at_ms))
+                        if !ttl.absolute && !faults::planted("relative-ttl-as-is") =>
+                    {
+                        Body::Command(prepared.spec.with_expiry(args.into_iter(), ttl, moment.expiry(at_ms)))
                     }
-                    Some(_) | None => Body::Stored(prepared, value),
+                    Timing::Send(_) => Body::Stored(prepared, value),
+                    Timing::Expired { .. } | Timing::Invalidate | Timing::Drop => {
+                        return Self::Settle(Outcome::Expired);
+                    }
                 }
             }
         };
@@ -100,17 +103,17 @@ impl<'p> Plan<'p> {
     /// For one unit of a task that was parsed from its bytes again.
     pub fn of_task(entry: &'p Entry, task: &'p Task<'p>, unit: u32, moment: Moment) -> Self {
         let envelope = &entry.envelope;
-        let age = Age {
-            meant_ms: task.occurred_at.unwrap_or(envelope.accepted_at).as_millisecond(),
-            now_ms: moment.now_ms,
-            late: task.late.or(envelope.late),
+        let due = Due::of(task, envelope.accepted_at, envelope.late);
+        let has_run = |earlier: usize| {
+            let end = entry.units[earlier].end;
+            entry.may_have_run || matches!(end, Some(End::Settled(Outcome::Applied) | End::Dying | End::Dead))
         };
-        let (outcome, body) = match timing::judge(task, unit as usize, age) {
+        let (outcome, body) = match due.unit(&task.operation, unit as usize, moment.now_ms, has_run) {
             Timing::Drop => return Self::Settle(Outcome::Discarded),
             Timing::Expired { unlink: false } => return Self::Settle(Outcome::Expired),
             Timing::Expired { unlink: true } => (Outcome::Expired, Body::unlink(task, unit)),
             Timing::Invalidate => (Outcome::Invalidated, Body::unlink(task, unit)),
-            Timing::Send(members) => (Outcome::Applied, Some(Body::of(task, unit, &members, age, moment))),
+            Timing::Send(sending) => (Outcome::Applied, Some(Body::of(task, unit, &sending, moment))),
         };
         let Some(body) = body else {
             // There is nothing to unlink.
@@ -168,24 +171,40 @@ fn words<'b>(words: &'b [Cow<'_, [u8]>]) -> impl ExactSizeIterator<Item = &'b [u
 }
 
 impl<'p> Body<'p> {
-    /// What is left of a unit that is still true.
-    fn of(task: &'p Task<'p>, unit: u32, members: &[Member], age: Age, moment: Moment) -> Self {
+    /// A unit that is still true, or what is left of it.
+    fn of(task: &'p Task<'p>, unit: u32, sending: &timing::Sending, moment: Moment) -> Self {
+        let expiry = match sending {
+            timing::Sending::Expiring(at_ms) => Some(*at_ms),
+            _ => None,
+        };
         match &task.operation {
-            Operation::Simple(command) => Self::Command(with_expiry(command, members[0].expires_ms, moment)),
+            Operation::Simple(command) => Self::Command(with_expiry(command, expiry, moment)),
             Operation::Pipeline { mode: Mode::Each, commands } => {
-                Self::Command(with_expiry(&commands[unit as usize], members[0].expires_ms, moment))
+                Self::Command(with_expiry(&commands[unit as usize], expiry, moment))
             }
-            Operation::Pipeline { mode: Mode::Atomic, commands } => Self::Atomic(
-                members
-                    .iter()
-                    .map(|member| with_expiry(&commands[member.command], member.expires_ms, moment))
-                    .collect(),
-            ),
-            Operation::Lua(script) => {
-                let args = script.args_at(age.meant_ms, moment.now_ms).expect("a script that is over is not sent");
-                let keys = script.keys.iter().map(|key| Cow::Borrowed(&**key)).collect();
-                Self::Script { source: Cow::Borrowed(script.source.as_bytes()), keys, args }
+            Operation::Pipeline { mode: Mode::Atomic, commands } => {
+                let members = match sending {
+                    timing::Sending::Members(members) => members.as_slice(),
+                    _ => &[],
+                };
+                let member = |number: usize| members.get(number).copied().unwrap_or(Member::Plain);
+                Self::Atomic(
+                    commands
+                        .iter()
+                        .enumerate()
+                        .filter_map(|(number, command)| match member(number) {
+                            Member::Plain => Some(with_expiry(command, None, moment)),
+                            Member::Expiring(at_ms) => Some(with_expiry(command, Some(at_ms), moment)),
+                            Member::Expired => None,
+                        })
+                        .collect(),
+                )
             }
+            Operation::Lua(script) => Self::Script {
+                source: Cow::Borrowed(script.source.as_bytes()),
+                keys: script.keys.iter().map(|key| Cow::Borrowed(&**key)).collect(),
+                args: script_args(script, sending),
+            },
         }
     }
 
@@ -216,45 +235,25 @@ impl<'p> Body<'p> {
     }
 }
 
+/// `expires_ms`: by our clock. What says a time of day itself means the server's clock, and is sent as it stands.
 fn with_expiry<'p>(command: &'p Command<'p>, expires_ms: Option<i64>, moment: Moment) -> Sent<'p> {
     let args = command.args.iter().map(|arg| &**arg);
     match (command.ttl(), expires_ms) {
-        (Some(ttl), Some(at_ms)) if !ttl.absolute && !faults::planted("relative-ttl-as-is") => command.spec.with_expiry(args, ttl, moment.expiry(at_ms)),
+        (Some(ttl), Some(at_ms))
+            if (!ttl.absolute || ttl.at_ms(&command.args, 0) != Some(at_ms)) && !faults::planted("relative-ttl-as-is") =>
+        {
+            command.spec.with_expiry(args, ttl, moment.expiry(at_ms))
+        }
         _ => (command.spec.name, args.map(Cow::Borrowed).collect()),
     }
 }
 
-/// What another run of a unit does, after a crash.
-pub fn replay_kind(task: &Task<'_>, late: Option<Late>, place: usize, unit: &Unit<'_>) -> ReplayKind {
-    if task.version.is_some() || task.is_once(unit) {
-        return ReplayKind::Once;
-    }
-    // Another run may find that it is too late for it.
-    if task.deadline.is_some() || late.is_some_and(|late| late.action != LateAction::Replay) {
-        return ReplayKind::Other;
-    }
-    match &task.operation {
-        Operation::Simple(command) => kind_of(command),
-        Operation::Pipeline { mode: Mode::Each, commands } => kind_of(&commands[place]),
-        Operation::Pipeline { mode: Mode::Atomic, commands } => {
-            let mut kinds = commands.iter().map(kind_of);
-            let first = kinds.next().unwrap_or(ReplayKind::Other);
-            if kinds.all(|kind| kind == first) { first } else { ReplayKind::Other }
+fn script_args<'p>(script: &'p Script<'p>, sending: &timing::Sending) -> Vec<Cow<'p, [u8]>> {
+    let mut args: Vec<Cow<'p, [u8]>> = script.args.iter().map(|arg| Cow::Borrowed(&**arg)).collect();
+    if let timing::Sending::Args(rests) = sending {
+        for (ttl, rest) in script.ttl_args.iter().zip(rests) {
+            args[ttl.index] = Cow::Owned(rest.to_string().into_bytes());
         }
-        Operation::Lua(_) => ReplayKind::Other,
     }
-}
-
-fn kind_of(command: &Command<'_>) -> ReplayKind {
-    let change = match command.spec.name {
-        "HDEL" | "SREM" | "ZREM" => FieldChange::Remove,
-        _ => FieldChange::Add,
-    };
-    match command.replay_kind() {
-        Overwrite::Whole => ReplayKind::Overwrite,
-        Overwrite::Field => ReplayKind::Fields(FieldType::Hash, change),
-        Overwrite::Member => ReplayKind::Fields(FieldType::Set, change),
-        Overwrite::ScoredMember => ReplayKind::Fields(FieldType::SortedSet, change),
-        Overwrite::None => ReplayKind::Other,
-    }
+    args
 }

@@ -24,7 +24,11 @@
 
 use hashbrown::HashMap;
 
-use super::schedule::Keys;
+use super::{schedule::Keys, timing::Due};
+use crate::{
+    commands::Overwrite,
+    task::{Command, Mode, Operation, Task, Unit},
+};
 
 /// The most keys between two checkpoints: as many as fill a table of 272 KiB, and many times what a target takes while a
 /// checkpoint is written.
@@ -79,6 +83,47 @@ struct Changes {
     removed: bool,
     /// Only where `removed`.
     added_again: bool,
+}
+
+impl ReplayKind {
+    /// Of the unit of that number, when it is sent as what it is. Where its keys are unlinked in its place, that is an
+    /// [`ReplayKind::Overwrite`]: it will be so each time.
+    pub fn of(task: &Task<'_>, number: usize, unit: &Unit<'_>, due: &Due) -> Self {
+        if task.version.is_some() || task.is_once(unit) {
+            // Its marker is not asked when its keys are unlinked in its place.
+            return if due.may_invalidate() { Self::Other } else { Self::Once };
+        }
+        if due.changes() {
+            return Self::Other;
+        }
+        match &task.operation {
+            Operation::Simple(command) => Self::of_command(command),
+            // When it is too late for one of them, it may be for others too.
+            Operation::Pipeline { mode: Mode::Each, commands } if commands.iter().any(|one| one.ttl().is_some()) => {
+                Self::Other
+            }
+            Operation::Pipeline { mode: Mode::Each, commands } => Self::of_command(&commands[number]),
+            Operation::Pipeline { mode: Mode::Atomic, commands } => {
+                let overwrite = commands.iter().all(|command| Self::of_command(command) == Self::Overwrite);
+                if overwrite { Self::Overwrite } else { Self::Other }
+            }
+            Operation::Lua(_) => Self::Other,
+        }
+    }
+
+    fn of_command(command: &Command<'_>) -> Self {
+        let change = match command.spec.name {
+            "HDEL" | "SREM" | "ZREM" => FieldChange::Remove,
+            _ => FieldChange::Add,
+        };
+        match command.replay_kind() {
+            Overwrite::Whole => Self::Overwrite,
+            Overwrite::Field => Self::Fields(FieldType::Hash, change),
+            Overwrite::Member => Self::Fields(FieldType::Set, change),
+            Overwrite::ScoredMember => Self::Fields(FieldType::SortedSet, change),
+            Overwrite::None => Self::Other,
+        }
+    }
 }
 
 impl Row {

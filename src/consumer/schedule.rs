@@ -82,7 +82,6 @@ pub enum UnitState {
     Running,
     Backoff(Instant),
     /// It may run when the next checkpoint is durable.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the worker uses it from its next change on"))]
     Waiting,
 }
 
@@ -204,7 +203,6 @@ impl<T: Copy> Schedule<T> {
     }
 
     /// A running unit did not run after all, and may not before a checkpoint is durable; until then its keys stay taken.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the worker uses it from its next change on"))]
     pub fn wait_for_checkpoint(&mut self, id: UnitId) {
         self.node_mut(id).state = UnitState::Waiting;
         self.waiting.push(id);
@@ -212,7 +210,6 @@ impl<T: Copy> Schedule<T> {
 
     /// Units that wait for a checkpoint are the next ones again, in their old order. Those that have to wait once more
     /// are found out when they are popped.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the worker uses it from its next change on"))]
     pub fn release_waiting(&mut self) {
         let mut waiting = std::mem::take(&mut self.waiting);
         for id in waiting.drain(..).rev() {
@@ -298,7 +295,6 @@ impl<T: Copy> Schedule<T> {
     }
 
     /// Units that wait for a checkpoint.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the worker uses it from its next change on"))]
     pub fn waiting_len(&self) -> usize {
         self.waiting.len()
     }

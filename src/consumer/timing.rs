@@ -1,197 +1,444 @@
-//! Whether a unit is still true at the moment of sending. Pure.
+//! What becomes of a unit at the time at which it is sent: it may be too late for it.
 //!
-//! Three things end it: its task is late, the task's deadline has passed, or what it writes has expired. The last is
-//! not a matter of single commands: `SET` and `EXPIRE` in one pipeline mean a `SETEX`, so what a pipeline does to a key
-//! is looked at as a whole. Its commands on the key are cut into *segments*: a whole overwrite begins a new one, since
-//! nothing before it matters after it. In a segment the last command that sets or clears the key's TTL decides. Where
-//! that time has passed, the segment has left nothing in Redis, and none of it is sent.
+//! Pure: the time is passed in. All times are milliseconds since 1970 by this machine's clock; whoever sends an expiry
+//! adds what the server's is ahead. In this order:
 //!
-//! A command on several keys may belong to a segment that is over and to one that is not. Then it is sent, and so is all
-//! that it builds on: the segment that is over is *revived*, with a TTL that leaves the pipeline a moment.
+//! 1. After the task's deadline a unit is expired.
+//! 2. So is one that sets a TTL which has passed: what it writes would be gone. A relative TTL counts from when the
+//!    service tried ([`Due`]).
+//! 3. A unit that is later than the task's `late` allows is dropped, or its keys are invalidated.
+//!
+//! In a pipeline a TTL that has passed takes the other writes to its key with it. The history of each key is cut into
+//! *segments*, each begun by an overwrite of the whole key; the last command of a segment that decides about the TTL
+//! decides for all of it. A segment is over when its TTL has passed, and when the next one is: then what it wrote was
+//! overwritten by what has expired. A unit that writes to segments only that are over is expired:
+//!
+//! ```text
+//!   SET k v ──── EXPIRE k 60 ──▶ PERSIST k ┊ SET k w ──── EXPIRE k 9
+//!   └──────── lives: the last says so ────┘┊└─ over, so the one before ─┘
+//! ```
+//!
+//! One that writes to another key as well is sent. Then so is a command that sets the TTL, though it has passed: it removes
+//! what was just written. The same holds for what was sent before the TTL passed. The TTL of fields concerns these fields
+//! only: a command that sets one which has passed is expired by itself, unless the pipeline has written the fields.
+//!
+//! What cannot be told from the arguments of a pipeline is taken as the usual case: that a key is there when its TTL is
+//! set, that `NX` holds, that HSETEX says the last TTL, that removing fields does not empty a key, and that
+//! no command reads what another one has written. A TTL that is set only where something is there (`XX`, `GT`, a comparison) decides only where the pipeline
+//! itself has said what is there.
 
-use std::collections::HashMap;
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use jiff::Timestamp;
 
 use crate::{
-    commands::{Overwrite, TtlEffect},
-    task::{Command, Late, LateAction, Mode, Operation, Task},
+    commands::{self, Class, Overwrite, TtlEffect, TtlUnit},
+    task::{Command, Late, LateAction, Mode, Operation, Script, Task, TtlArg},
 };
 
-/// How long a value lives that is made only for commands behind it in the pipeline, where these set another time.
-const FOR_LATER_COMMANDS_MS: i64 = 30 * 24 * 3600 * 1000;
+/// Longer than anything is kept, in milliseconds: 100 years.
+const FOR_EVER: i64 = 100 * 365 * 24 * 60 * 60 * 1000;
 
-/// How long a value lives that is made only for commands behind it in the pipeline, and has expired.
-const FOR_THE_MOMENT_MS: i64 = 1000;
-
-/// How old a task is. Milliseconds since 1970, by the clock of this machine.
-#[derive(Clone, Copy, Debug)]
-pub struct Age {
-    /// When the service meant it.
-    pub meant_ms: i64,
-    pub now_ms: i64,
+/// When a task is due: all that a judgement needs to know of it beside its operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// When the service tried: what relative TTLs and its age are counted from.
+    pub base: i64,
+    pub deadline: Option<i64>,
     pub late: Option<Late>,
 }
 
 /// What becomes of a unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Timing {
-    /// It is sent: these of its commands, in their order. A script has one entry.
-    Send(Vec<Member>),
-    /// It is over. `unlink`: the keys that it writes are unlinked, so that no older value stays.
-    Expired { unlink: bool },
-    /// It is late: the keys that it writes are unlinked instead.
+    Send(Sending),
+    /// It is settled as expired. `unlink`: after the keys that it writes were unlinked, so that no older value survives.
+    Expired {
+        unlink: bool,
+    },
+    /// The keys that it writes are unlinked in its place.
     Invalidate,
-    /// It is late, and nothing is done.
     Drop,
 }
 
-/// A command that is sent.
+/// How a unit is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sending {
+    /// As it stands.
+    Plain,
+    /// A command with this expiry in place of its TTL. It may have passed, and then removes at once.
+    Expiring(i64),
+    /// A transaction of these of its commands, at least one.
+    Members(Vec<Member>),
+    /// A script with these numbers in place of its arguments that are TTLs, in their order and units.
+    Args(Vec<i64>),
+}
+
+/// A command of an atomic pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Member {
-    /// Its place among the operation's commands.
-    pub command: usize,
-    /// When what it writes expires, in milliseconds since 1970 by the clock of this machine. None: it says so itself,
-    /// or not at all.
-    pub expires_ms: Option<i64>,
+pub enum Member {
+    Plain,
+    Expiring(i64),
+    /// It is expired, and left out.
+    Expired,
 }
 
-/// Judges one unit of a task.
-pub fn judge(task: &Task<'_>, unit: usize, age: Age) -> Timing {
-    if let Some(late) = age.late
-        && i128::from(age.now_ms) - i128::from(age.meant_ms) >= late.after.as_millis().cast_signed()
-    {
-        match late.action {
-            LateAction::Replay => {}
-            LateAction::Invalidate => return Timing::Invalidate,
-            LateAction::Drop => return Timing::Drop,
+impl Due {
+    /// `accepted_at` stands for when the service tried where the task does not say it; `by_rule` is what the
+    /// configuration says of tasks that say nothing of being late.
+    pub fn of(task: &Task<'_>, accepted_at: Timestamp, by_rule: Option<Late>) -> Self {
+        Self {
+            base: task.occurred_at.unwrap_or(accepted_at).as_millisecond(),
+            deadline: task.deadline.map(Timestamp::as_millisecond),
+            late: task.late.or(by_rule),
         }
     }
-    let expired = Timing::Expired { unlink: age.late.is_some_and(|late| late.action == LateAction::Invalidate) };
-    if task.deadline.is_some_and(|deadline| deadline.as_millisecond() <= age.now_ms) {
-        return expired;
+
+    /// Whether a unit may be sent now and not later, whatever it does: the deadline passes, or it gets late.
+    pub fn changes(&self) -> bool {
+        self.deadline.is_some() || self.late_action() != LateAction::Replay
     }
-    let members = match &task.operation {
-        Operation::Simple(command) => Pipeline::of(std::slice::from_ref(command), age).members(),
-        Operation::Pipeline { mode: Mode::Atomic, commands } => Pipeline::of(commands, age).members(),
-        Operation::Pipeline { mode: Mode::Each, commands } => {
-            let mut members = Pipeline::of(commands, age).members();
-            members.retain(|member| member.command == unit);
-            members
-        }
-        Operation::Lua(script) => {
-            match script.expires_at_ms(age.meant_ms).is_some_and(|end| end <= age.now_ms) {
-                true => Vec::new(),
-                false => vec![Member { command: 0, expires_ms: None }],
+
+    /// Whether a unit's keys may be unlinked in its place.
+    pub fn may_invalidate(&self) -> bool {
+        self.late_action() == LateAction::Invalidate
+    }
+
+    /// A simple command; `expires_at` is when its TTL ends, if it sets one.
+    pub fn command(&self, expires_at: Option<i64>, now: i64) -> Timing {
+        self.judge(now, || match expires_at {
+            Some(at) if at <= now => None,
+            Some(at) => Some(Sending::Expiring(at)),
+            None => Some(Sending::Plain),
+        })
+    }
+
+    /// The unit of that number. `has_run` says of earlier units of the same pipeline whether they were sent, even if it
+    /// is not known what became of it; those that share a key with this one are done.
+    pub fn unit(&self, operation: &Operation<'_>, unit: usize, now: i64, has_run: impl Fn(usize) -> bool) -> Timing {
+        match operation {
+            Operation::Simple(command) => self.command(self.expires_at(command), now),
+            Operation::Lua(script) => self.judge(now, || self.script(script, now)),
+            Operation::Pipeline { mode: Mode::Each, commands } => {
+                self.judge(now, || self.one_of(commands, unit, now, has_run))
             }
-        }
-    };
-    if members.is_empty() { expired } else { Timing::Send(members) }
-}
-
-/// A pipeline's commands, and when what they write expires.
-struct Pipeline<'t> {
-    commands: &'t [Command<'t>],
-    /// When what each of them writes expires, if it says.
-    ends: Vec<Option<i64>>,
-    now_ms: i64,
-}
-
-/// What a pipeline does to one key, from a whole overwrite to the next.
-#[derive(Default)]
-struct Segment {
-    commands: Vec<usize>,
-    /// The command that decides when the key expires, and when that is. None: it does not.
-    decision: Option<(usize, i64)>,
-    revived: bool,
-}
-
-impl<'t> Pipeline<'t> {
-    fn of(commands: &'t [Command<'t>], age: Age) -> Self {
-        let end = |command: &Command<'_>| command.ttl()?.at_ms(&command.args, age.meant_ms);
-        Self { commands, ends: commands.iter().map(end).collect(), now_ms: age.now_ms }
-    }
-
-    fn has_passed(&self, end_ms: i64) -> bool {
-        end_ms <= self.now_ms
-    }
-
-    /// What of it is sent.
-    fn members(&self) -> Vec<Member> {
-        if !self.ends.iter().flatten().any(|end| self.has_passed(*end)) {
-            let ends = self.ends.iter().enumerate();
-            return ends.map(|(command, expires_ms)| Member { command, expires_ms: *expires_ms }).collect();
-        }
-        let mut segments = self.segments();
-        self.revive(&mut segments);
-        let members = (0..self.commands.len()).filter_map(|command| self.member(command, &segments));
-        members.collect()
-    }
-
-    /// Those of all keys.
-    fn segments(&self) -> Vec<Segment> {
-        let mut segments: Vec<Segment> = Vec::new();
-        let mut last: HashMap<&[u8], usize> = HashMap::new();
-        for (index, command) in self.commands.iter().enumerate() {
-            for key in command.keys().filter(|key| key.written) {
-                let begins = command.overwrite() == Overwrite::Whole || !last.contains_key(key.bytes);
-                if begins {
-                    last.insert(key.bytes, segments.len());
-                    segments.push(Segment::default());
-                }
-                let segment = &mut segments[last[key.bytes]];
-                segment.commands.push(index);
-                match (command.ttl_effect(), self.ends[index]) {
-                    (TtlEffect::Sets(_), Some(end)) => segment.decision = Some((index, end)),
-                    (TtlEffect::Clears, _) => segment.decision = None,
-                    _ => {}
-                }
-            }
-        }
-        segments
-    }
-
-    fn is_over(&self, segment: &Segment) -> bool {
-        !segment.revived && segment.decision.is_some_and(|(_, end)| self.has_passed(end))
-    }
-
-    /// Whether a command has nothing to do but in segments that are over.
-    fn is_gone(&self, command: usize, segments: &[Segment]) -> bool {
-        let mut own = segments.iter().filter(|segment| segment.commands.contains(&command)).peekable();
-        own.peek().is_some() && own.all(|segment| self.is_over(segment))
-    }
-
-    /// Revives segments that are over and on which something builds that is sent.
-    fn revive(&self, segments: &mut [Segment]) {
-        while let Some(found) = segments.iter().position(|segment| {
-            self.is_over(segment) && segment.commands.iter().any(|command| !self.is_gone(*command, segments))
-        }) {
-            segments[found].revived = true;
+            Operation::Pipeline { mode: Mode::Atomic, commands } => self.judge(now, || self.all_of(commands, now)),
         }
     }
 
-    fn member(&self, index: usize, segments: &[Segment]) -> Option<Member> {
-        if self.is_gone(index, segments) {
-            return None;
-        }
-        let sent = |expires_ms| Some(Member { command: index, expires_ms });
-        let command = &self.commands[index];
-        let end = match self.ends[index] {
-            Some(end) if self.has_passed(end) => end,
-            end => return sent(end),
+    fn age(&self, now: i64) -> Duration {
+        // A service's clock may be ahead of ours.
+        Duration::from_millis(u64::try_from(now.saturating_sub(self.base)).unwrap_or(0))
+    }
+
+    fn late_action(&self) -> LateAction {
+        self.late.map_or(LateAction::Replay, |late| late.action)
+    }
+
+    /// `sending` says how the unit is sent; none where its TTL has passed.
+    fn judge(&self, now: i64, sending: impl FnOnce() -> Option<Sending>) -> Timing {
+        let sending = if self.deadline.is_some_and(|deadline| now > deadline) { None } else { sending() };
+        let Some(sending) = sending else {
+            return Timing::Expired { unlink: self.may_invalidate() };
         };
-        // It has a time that is over, and what it writes is not.
-        let segment = segments.iter().find(|segment| segment.commands.contains(&index))?;
-        let decides = segment.decision == Some((index, end));
-        match command.ttl_effect() {
-            TtlEffect::Sets(_) if decides || !sets_nothing_but_ttl(command) => sent(Some(match segment.decision {
-                None => self.now_ms + FOR_LATER_COMMANDS_MS,
-                Some((_, end)) if self.has_passed(end) => self.now_ms + FOR_THE_MOMENT_MS,
-                Some((_, end)) => end,
-            })),
+        match self.late {
+            Some(Late { after, action }) if self.age(now) >= after => match action {
+                LateAction::Replay => Timing::Send(sending),
+                LateAction::Invalidate => Timing::Invalidate,
+                LateAction::Drop => Timing::Drop,
+            },
+            _ => Timing::Send(sending),
+        }
+    }
+
+    fn expires_at(&self, command: &Command<'_>) -> Option<i64> {
+        command.ttl()?.at_ms(&command.args, self.base)
+    }
+
+    fn script(&self, script: &Script<'_>, now: i64) -> Option<Sending> {
+        if script.ttl_args.is_empty() {
+            return Some(Sending::Plain);
+        }
+        script.ttl_args.iter().map(|arg| self.rest(*arg, script, now)).collect::<Option<_>>().map(Sending::Args)
+    }
+
+    /// What remains of an argument that is a TTL, at least 1 of its unit. None: nothing.
+    fn rest(&self, arg: TtlArg, script: &Script<'_>, now: i64) -> Option<i64> {
+        let amount = commands::integer(&script.args[arg.index]).expect("it was checked when the task was read");
+        // One that is too large for a time never passes.
+        let Some(at) = arg.unit.after(amount, self.base) else { return Some(amount) };
+        let rest = at.saturating_sub(now);
+        let rest = match arg.unit {
+            TtlUnit::Seconds => rest.saturating_add(999) / 1000,
+            TtlUnit::Millis => rest,
+        };
+        (rest > 0).then_some(rest)
+    }
+
+    fn one_of(
+        &self,
+        commands: &[Command<'_>],
+        unit: usize,
+        now: i64,
+        has_run: impl Fn(usize) -> bool,
+    ) -> Option<Sending> {
+        if !sets_ttl(commands) {
+            return Some(Sending::Plain);
+        }
+        let mut history = History::of(commands, self, now);
+        (0..unit).filter(|earlier| has_run(*earlier)).for_each(|earlier| history.note_sent(earlier, true));
+        match history.judge(unit) {
+            Member::Plain => Some(Sending::Plain),
+            Member::Expiring(at) => Some(Sending::Expiring(at)),
+            Member::Expired => None,
+        }
+    }
+
+    fn all_of(&self, commands: &[Command<'_>], now: i64) -> Option<Sending> {
+        if !sets_ttl(commands) {
+            return Some(Sending::Plain);
+        }
+        let mut history = History::of(commands, self, now);
+        let judge = |number| {
+            let member = history.judge(number);
+            if member != Member::Expired {
+                // What is sent though all is over removes, if nothing keeps it from that.
+                let writes = !history.is_over(number) || commands[number].class() == Class::Conditional;
+                history.note_sent(number, writes);
+            }
+            member
+        };
+        let members: Vec<_> = (0..commands.len()).map(judge).collect();
+        members.iter().any(|member| *member != Member::Expired).then_some(Sending::Members(members))
+    }
+}
+
+fn removes(command: &Command<'_>) -> bool {
+    matches!(command.spec.name, "DEL" | "UNLINK")
+}
+
+fn sets_ttl(commands: &[Command<'_>]) -> bool {
+    commands.iter().any(|command| command.ttl().is_some())
+}
+
+/// What the commands of a pipeline do to the TTLs of keys.
+struct History<'p, 'a> {
+    commands: &'p [Command<'a>],
+    now: i64,
+    /// When the TTL of each command ends, if it sets one.
+    expires_at: Vec<Option<i64>>,
+    /// Those of a key in their order, each with a higher number than the one before.
+    segments: Vec<Segment>,
+    /// Command and segment, for each key that a command writes, in the order of the commands.
+    writes: Vec<(usize, usize)>,
+    /// By key: something that this pipeline wrote may be there.
+    is_there: Vec<bool>,
+    /// By command: it was sent, or is going to be.
+    sent: Vec<bool>,
+}
+
+/// What happens to a key from one overwrite to the next.
+struct Segment {
+    key: usize,
+    ttl: Ttl,
+    /// The command that said so last.
+    decider: Option<usize>,
+    next: Option<usize>,
+    is_over: bool,
+}
+
+/// What is known of the TTL that a key has at the end of a segment.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ttl {
+    /// That of what was there before.
+    Unknown,
+    Never,
+    At(i64),
+}
+
+impl<'p, 'a> History<'p, 'a> {
+    fn of(commands: &'p [Command<'a>], due: &Due, now: i64) -> Self {
+        let mut history = Self {
+            commands,
+            now,
+            expires_at: commands.iter().map(|command| due.expires_at(command)).collect(),
+            segments: Vec::new(),
+            writes: Vec::new(),
+            is_there: Vec::new(),
+            sent: vec![false; commands.len()],
+        };
+        // The last segment of each key.
+        let mut lasts: HashMap<&[u8], usize> = HashMap::new();
+        for (number, command) in commands.iter().enumerate() {
+            for key in command.keys().filter(|key| key.written) {
+                let last = lasts.get(key.bytes).copied();
+                let segment = match last {
+                    Some(last) if command.overwrite() != Overwrite::Whole => last,
+                    _ => history.begin(last),
+                };
+                lasts.insert(key.bytes, segment);
+                history.writes.push((number, segment));
+                history.segments[segment].take(number, command, history.expires_at[number]);
+            }
+        }
+        for number in (0..history.segments.len()).rev() {
+            let Segment { ttl, next, .. } = history.segments[number];
+            let has_passed = matches!(ttl, Ttl::At(at) if at <= now);
+            history.segments[number].is_over = has_passed || next.is_some_and(|next| history.segments[next].is_over);
+        }
+        history
+    }
+
+    /// Begins a segment of the same key as `last`, or of a new one.
+    fn begin(&mut self, last: Option<usize>) -> usize {
+        let number = self.segments.len();
+        let key = match last {
+            Some(last) => {
+                self.segments[last].next = Some(number);
+                self.segments[last].key
+            }
+            None => {
+                self.is_there.push(false);
+                self.is_there.len() - 1
+            }
+        };
+        self.segments.push(Segment { key, ttl: Ttl::Unknown, decider: None, next: None, is_over: false });
+        number
+    }
+
+    /// What becomes of a command, after all that was sent before it was noted.
+    fn judge(&self, number: usize) -> Member {
+        if self.is_over(number) { self.judge_over(number) } else { self.judge_alive(number) }
+    }
+
+    /// A command is sent, or was. `writes`: what it writes to may be there afterwards.
+    fn note_sent(&mut self, number: usize, writes: bool) {
+        self.sent[number] = true;
+        for place in self.writes_of(number) {
+            let key = self.segments[self.writes[place].1].key;
+            self.is_there[key] = writes && !removes(&self.commands[number]);
+        }
+    }
+
+    /// Whether a command writes to segments only that are over. One that writes nothing (BITFIELD GET) does not.
+    fn is_over(&self, number: usize) -> bool {
+        !self.writes_of(number).is_empty() && self.segments_of(number).all(|segment| segment.is_over)
+    }
+
+    /// Of a command that writes to segments only that are over: it is sent if it removes something with it.
+    fn judge_over(&self, number: usize) -> Member {
+        let command = &self.commands[number];
+        let sets = matches!(command.ttl_effect(), TtlEffect::Sets(_)) && self.expires_at[number].is_some();
+        let sent = self.segments_of(number).find_map(|segment| match segment.ttl {
+            Ttl::At(at) if at <= self.now && self.is_there[segment.key] => {
+                if removes(command) {
+                    Some(Member::Plain)
+                } else {
+                    (sets || segment.decider == Some(number)).then_some(Member::Expiring(at))
+                }
+            }
             _ => None,
+        });
+        sent.unwrap_or(Member::Expired)
+    }
+
+    fn judge_alive(&self, number: usize) -> Member {
+        let command = &self.commands[number];
+        let Some(own) = self.expires_at[number] else { return Member::Plain };
+        let (at, removes) = match command.ttl_effect() {
+            TtlEffect::Fields(_) => (own, self.wrote_fields_of(number)),
+            // What comes later decides: with its own TTL the key could be gone by then.
+            _ => {
+                let alive = self.segments_of(number).filter(|segment| !segment.is_over);
+                let decided = alive.filter_map(|segment| match segment.ttl {
+                    Ttl::Unknown => None,
+                    Ttl::Never => Some(self.now.saturating_add(FOR_EVER)),
+                    Ttl::At(at) => Some(at),
+                });
+                (decided.max().unwrap_or(own), false)
+            }
+        };
+        if at > self.now || removes { Member::Expiring(at) } else { Member::Expired }
+    }
+
+    /// Whether fields whose TTL this command sets are there because the pipeline wrote them, and no later command says
+    /// anything of their TTL.
+    fn wrote_fields_of(&self, number: usize) -> bool {
+        let command = &self.commands[number];
+        let of_field = |other: &Command<'_>, field: &[u8]| {
+            other.args[0] == command.args[0] && fields(other).any(|found| found == field)
+        };
+        fields(command).all(|field| {
+            let mut earlier = self.commands[..number].iter().zip(&self.sent);
+            let mut later = self.commands[number + 1..].iter();
+            earlier.any(|(other, sent)| *sent && of_field(other, field))
+                && !later.any(|other| sets_field_ttl(other) && of_field(other, field))
+        })
+    }
+
+    /// What a command writes to.
+    fn segments_of(&self, number: usize) -> impl Iterator<Item = &Segment> {
+        self.writes[self.writes_of(number)].iter().map(|(_, segment)| &self.segments[*segment])
+    }
+
+    /// The places in `writes` of what a command writes.
+    fn writes_of(&self, number: usize) -> std::ops::Range<usize> {
+        let start = self.writes.partition_point(|(command, _)| *command < number);
+        let len = self.writes[start..].iter().take_while(|(command, _)| *command == number).count();
+        start..start + len
+    }
+}
+
+impl Segment {
+    fn take(&mut self, number: usize, command: &Command<'_>, expires_at: Option<i64>) {
+        let ttl = match (command.ttl_effect(), expires_at) {
+            (TtlEffect::Sets(_) | TtlEffect::SetsIf(_), Some(at)) => self.ttl.set(command, at),
+            (TtlEffect::Clears, _) => Some(Ttl::Never),
+            (TtlEffect::None, _) if command.overwrite() == Overwrite::Whole => Some(Ttl::Never),
+            _ => None,
+        };
+        if let Some(ttl) = ttl {
+            self.ttl = ttl;
+            self.decider = Some(number);
         }
     }
 }
 
-fn sets_nothing_but_ttl(command: &Command<'_>) -> bool {
-    matches!(command.spec.name, "EXPIRE" | "PEXPIRE" | "EXPIREAT" | "PEXPIREAT" | "GETEX")
+impl Ttl {
+    /// What a command makes of it that sets a TTL. None: nothing.
+    fn set(self, command: &Command<'_>, at: i64) -> Option<Self> {
+        let has = |word: &str| command.args.iter().skip(2).any(|arg| arg.eq_ignore_ascii_case(word.as_bytes()));
+        let asks_for_a_ttl = command.spec.name.contains("EXPIRE");
+        let applies = match (self, command.ttl_effect()) {
+            (Self::At(old), _) => !(has("NX") || (has("LT") && at >= old) || (has("GT") && at <= old)),
+            (Self::Never, TtlEffect::SetsIf(_)) => !asks_for_a_ttl,
+            (Self::Unknown, TtlEffect::SetsIf(_)) => false,
+            (Self::Never | Self::Unknown, _) => true,
+        };
+        applies.then_some(Self::At(at))
+    }
 }
+
+/// The fields of a hash that a command names, as far as it writes them or sets their TTL.
+fn fields<'c>(command: &'c Command<'_>) -> impl Iterator<Item = &'c [u8]> {
+    let args = &command.args;
+    // `... FIELDS count field ...`
+    let behind_count =
+        || args.iter().position(|arg| arg.eq_ignore_ascii_case(b"FIELDS")).map_or(args.len(), |at| at + 2);
+    let (from, step) = match command.spec.name {
+        "HSET" | "HMSET" => (1, 2),
+        "HSETNX" | "HINCRBY" | "HINCRBYFLOAT" => (1, usize::MAX),
+        "HSETEX" => (behind_count(), 2),
+        _ if sets_field_ttl(command) => (behind_count(), 1),
+        _ => (args.len(), 1),
+    };
+    args.iter().skip(from).step_by(step).map(AsRef::as_ref)
+}
+
+fn sets_field_ttl(command: &Command<'_>) -> bool {
+    matches!(command.ttl_effect(), TtlEffect::Fields(_)) || command.spec.name == "HPERSIST"
+}
+
+#[cfg(test)]
+mod tests;

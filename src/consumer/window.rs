@@ -20,6 +20,7 @@ use std::{
 };
 
 use hashbrown::HashSet;
+use jiff::Timestamp;
 
 use super::{
     checkpoint::{Finished, State},
@@ -29,6 +30,7 @@ use super::{
 };
 use crate::{
     log::{Assigned, BootTime, Checkpoint, Epoch, Lease, Partition, Reader},
+    queue::Envelope,
     task::Identity,
 };
 
@@ -74,6 +76,8 @@ pub struct Window {
     pub epoch: Epoch,
     pub lease: Lease,
     pub claim: Claim,
+    /// Tasks accepted before this were perhaps read by an owner that did not end in order.
+    inherited_until: Option<Timestamp>,
     /// What finished since the last durable checkpoint and would run again after a crash, by key.
     pub rows: Rows,
     /// Away while a read is under way.
@@ -118,14 +122,16 @@ impl Window {
                 State::default()
             }
         };
+        let claim = match earlier.released || is_new || earlier == State::default() {
+            true => Claim::Claiming,
+            false => Claim::Fencing(earlier.boot_id),
+        };
         Self {
             partition,
             epoch,
             lease,
-            claim: match earlier.released || is_new || earlier == State::default() {
-                true => Claim::Claiming,
-                false => Claim::Fencing(earlier.boot_id),
-            },
+            claim,
+            inherited_until: (claim != Claim::Claiming).then(Timestamp::now),
             rows: Rows::default(),
             reader: Some(reader),
             schedule: Schedule::default(),
@@ -232,6 +238,11 @@ impl Window {
             self.identities = HashSet::new();
         }
         entry
+    }
+
+    /// Whether an earlier process may have sent units of the task without a checkpoint that says so.
+    pub fn may_have_run(&self, envelope: &Envelope) -> bool {
+        self.inherited_until.is_some_and(|until| envelope.accepted_at <= until)
     }
 
     /// Whether a task with this identity is not settled.

@@ -118,7 +118,6 @@ pub struct Worker {
     fence_warned: bool,
     /// What the server's clock shows more than ours, in milliseconds, and whether it takes absolute times.
     clock_offset_ms: i64,
-    clock_warned: bool,
     has_absolute_ttl: bool,
     inspected: bool,
     /// What was settled recently, to know what comes again.
@@ -225,7 +224,6 @@ impl Worker {
             fencing: false,
             fence_warned: false,
             clock_offset_ms: 0,
-            clock_warned: false,
             has_absolute_ttl: true,
             inspected: false,
             seen: parts.seen,

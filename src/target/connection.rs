@@ -8,6 +8,7 @@ use std::{fmt, time::Duration};
 use deadpool_redis::redis::{Pipeline, Value};
 
 use super::{
+    ConnectionName,
     batch::{Batch, Calls},
     breaker::Signal,
     errors, replies,
@@ -21,6 +22,9 @@ pub struct BatchResult {
     pub results: Vec<Result<Done, Failure>>,
     /// False: the connection has been closed, and another one must be made.
     pub reusable: bool,
+    /// The connection, if something was sent over it whose fate is not known. It may still arrive until the connection
+    /// is [fenced](super::Target::fence).
+    pub spoilt: Option<ConnectionName>,
 }
 
 impl BatchResult {
@@ -48,6 +52,7 @@ pub enum Done {
 pub struct Connection {
     /// None: closed after a failure that leaves it in an unknown state.
     pooled: Option<deadpool_redis::Connection>,
+    name: ConnectionName,
     /// Why the user may not use `MULTI`. Its members would then run one by one.
     atomic_refused: Option<Failure>,
 }
@@ -61,9 +66,13 @@ impl fmt::Debug for Connection {
 impl Connection {
     /// Checks that the server on the other side takes commands, so that what is wrong with it is known before a unit
     /// is sent: a server that is full, for one, says so in answer to the first command and closes.
-    pub(super) async fn try_new(mut pooled: deadpool_redis::Connection, timeout: Duration) -> Result<Self, Failure> {
-        match tokio::time::timeout(timeout, check(&mut pooled)).await {
-            Ok(Ok(atomic_refused)) => Ok(Self { pooled: Some(pooled), atomic_refused }),
+    pub(super) async fn try_new(
+        mut pooled: deadpool_redis::Connection,
+        name: ConnectionName,
+        timeout: Duration,
+    ) -> Result<Self, Failure> {
+        match tokio::time::timeout(timeout, check(&mut pooled, name)).await {
+            Ok(Ok(atomic_refused)) => Ok(Self { pooled: Some(pooled), name, atomic_refused }),
             Ok(Err(failure)) => {
                 close(pooled);
                 Err(failure)
@@ -75,6 +84,11 @@ impl Connection {
         }
     }
 
+    /// What the server knows it by, unless its user may not name connections.
+    pub fn name(&self) -> ConnectionName {
+        self.name
+    }
+
     /// Sends the units as one pipeline and waits for all results, at most for the response timeout. Scripts that the
     /// server did not know are sent once more, in a second pipeline with the same bound.
     ///
@@ -84,17 +98,21 @@ impl Connection {
     pub async fn execute(&mut self, batch: Batch) -> BatchResult {
         let Some(pooled) = &mut self.pooled else {
             let closed = Failure::hold(Failure::NO_CONNECTION, "the connection was closed after an earlier failure");
-            return BatchResult { results: vec![Err(closed); batch.len()], reusable: false };
+            return BatchResult { results: vec![Err(closed); batch.len()], reusable: false, spoilt: None };
         };
         if batch.is_empty() {
-            return BatchResult { results: Vec::new(), reusable: true };
+            return BatchResult { results: Vec::new(), reusable: true, spoilt: None };
         }
-        let outcome = run(pooled, batch, self.atomic_refused.as_ref()).await;
-        if !outcome.reusable {
-            let spoilt = self.pooled.take().expect("it was there to run on");
-            close(spoilt);
+        let (results, reusable) = run(pooled, batch, self.atomic_refused.as_ref()).await;
+        if !reusable {
+            let pooled = self.pooled.take().expect("it was there to run on");
+            close(pooled);
         }
-        outcome
+        let is_ambiguous = |result: &Result<_, Failure>| {
+            result.as_ref().is_err_and(|failure| failure.class == FailureClass::Ambiguous)
+        };
+        let spoilt = results.iter().any(is_ambiguous).then_some(self.name);
+        BatchResult { results, reusable, spoilt }
     }
 }
 
@@ -103,26 +121,20 @@ fn close(pooled: deadpool_redis::Connection) {
     drop(deadpool_redis::Connection::take(pooled));
 }
 
-/// Whether the server takes commands; if it does, why not `MULTI`, if not.
-async fn check(connection: &mut deadpool_redis::Connection) -> Result<Option<Failure>, Failure> {
-    let mut questions = Pipeline::with_capacity(3);
-    questions.cmd("PING").cmd("MULTI").cmd("EXEC").ignore_errors();
+/// Whether the server takes commands; if it does, why not `MULTI`, if not. Where it does not let the connection be
+/// named, that is one of the things that [`inspect`](super::Target::inspect) finds.
+async fn check(connection: &mut deadpool_redis::Connection, name: ConnectionName) -> Result<Option<Failure>, Failure> {
+    let mut questions = Pipeline::with_capacity(4);
+    questions.cmd("PING").cmd("CLIENT").arg("SETNAME").arg(name.to_string()).cmd("MULTI").cmd("EXEC").ignore_errors();
     let replies: Vec<Value> =
         questions.query_async(connection).await.map_err(|error| errors::before_sending(&error))?;
-    let [ping, multi, _exec] = replies.as_slice() else {
+    let [ping, _named, multi, _exec] = replies.as_slice() else {
         return Err(Failure::hold("protocol-error", "the number of replies is not that of the questions"));
     };
-    match refusal(ping) {
+    match errors::of_value(ping) {
         // Where PING is not permitted the server has answered all the same.
         Some(failure) if failure.class != FailureClass::Dead => Err(errors::as_hold(failure)),
-        _ => Ok(refusal(multi)),
-    }
-}
-
-fn refusal(reply: &Value) -> Option<Failure> {
-    match reply {
-        Value::ServerError(error) => Some(errors::of_reply(error)),
-        _ => None,
+        _ => Ok(errors::of_value(multi)),
     }
 }
 
@@ -133,7 +145,7 @@ async fn run(
     connection: &mut deadpool_redis::Connection,
     batch: Batch,
     atomic_refused: Option<&Failure>,
-) -> BatchResult {
+) -> (Vec<Result<Done, Failure>>, bool) {
     let mut results = vec![Ok(Done::Applied); batch.len()];
     let mut calls = batch.into_calls();
     if let Some(refusal) = atomic_refused
@@ -154,7 +166,8 @@ async fn run(
         }
         again.units().for_each(|unit| no_longer_unknown(&mut results[unit]));
     }
-    BatchResult { reusable: in_step && replies::leave_usable(&results), results }
+    let reusable = in_step && replies::leave_usable(&results);
+    (results, reusable)
 }
 
 /// Whether the connection is in step after it.

@@ -4,7 +4,7 @@ use std::{error::Error, io, sync::Arc};
 
 use deadpool_redis::{
     PoolError, TimeoutType,
-    redis::{ErrorKind, RedisError, ServerError},
+    redis::{ErrorKind, RedisError, ServerError, Value},
 };
 
 use crate::retry::{self, Context, Failure, FailureClass, Origin};
@@ -75,6 +75,14 @@ pub(super) fn as_hold(failure: Failure) -> Failure {
 /// A server's error in reply to what is not a unit: a question of ours, or the frame around an atomic one.
 pub(super) fn of_reply(error: &ServerError) -> Failure {
     of_text(error.code(), error.details().unwrap_or_default())
+}
+
+/// What an answer says if it is an error.
+pub(super) fn of_value(reply: &Value) -> Option<Failure> {
+    match reply {
+        Value::ServerError(error) => Some(of_reply(error)),
+        _ => None,
+    }
 }
 
 /// As `of_reply`, from an error's parts.

@@ -10,7 +10,11 @@
 
 use std::time::Duration;
 
+use deadpool_redis::redis::{Pipeline, Value};
 use jiff::Timestamp;
+
+use super::{Target, errors};
+use crate::retry::Failure;
 
 /// Buckets of an hour. Up to 128 markers in one, a lookup is as fast as in a hash table and takes a fifth of the
 /// memory: that is a million tasks an hour.
@@ -58,6 +62,33 @@ pub enum MarkerState {
     Applied,
     /// Some of the unit ran.
     Partial,
+}
+
+impl Target {
+    /// What the marker of a once-unit says. None: there is none, so the unit did not run.
+    ///
+    /// The error is always a hold: the target does not tell.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future closes the connection that it asks over.
+    pub async fn marker(&self, marker: &Marker) -> Result<Option<MarkerState>, Failure> {
+        let mut control = self.control().await?;
+        let mut questions = Pipeline::with_capacity(2);
+        for bucket in self.own.buckets(marker, "") {
+            questions.cmd("HGET").arg(bucket).arg(marker.field().as_ref());
+        }
+        let found: [Value; 2] = control.ask(&mut questions).await?;
+        if let Some(failure) = found.iter().find_map(errors::of_value) {
+            return Err(errors::as_hold(failure));
+        }
+        self.keep(control);
+        Ok(found.iter().find_map(|value| match value {
+            Value::BulkString(value) if value == b"2" => Some(MarkerState::Partial),
+            Value::BulkString(_) => Some(MarkerState::Applied),
+            _ => None,
+        }))
+    }
 }
 
 /// The keys under one prefix.

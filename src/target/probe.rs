@@ -5,10 +5,14 @@
 
 use std::time::{Duration, Instant};
 
-use deadpool_redis::redis::{Pipeline, Value, aio::MultiplexedConnection};
+use deadpool_redis::redis::{Pipeline, Value};
+use jiff::Timestamp;
 
-use super::{Target, errors};
-use crate::retry::{Failure, FailureClass};
+use super::{
+    Target,
+    control::{Control, unless_refused},
+};
+use crate::retry::Failure;
 
 /// How long the canary's key lives, in milliseconds: it cleans up after itself.
 const CANARY_TTL_MS: u32 = 60_000;
@@ -21,6 +25,10 @@ pub struct ProbeReport {
     /// Why the canary could not be written, where that says nothing about the tasks: the target's user may not write
     /// keys with Redrive's own prefix. Worth a warning, not a hold.
     pub canary_refused: Option<Failure>,
+    /// The server's clock minus ours, in milliseconds, exact to half a round trip; 0 where the server does not tell.
+    pub clock_offset_ms: i64,
+    /// Whether TTLs can be sent as the time at which they end (Redis 6.2); true where the server does not tell.
+    pub has_absolute_ttl: bool,
 }
 
 impl Target {
@@ -32,69 +40,57 @@ impl Target {
     ///
     /// Dropping the future closes the probe's connection; the canary may or may not have been written.
     pub async fn probe(&self) -> Result<ProbeReport, Failure> {
-        let kept = self.probe_connection.lock().expect("nothing panics while it is held").take();
-        if let Some(connection) = kept {
-            match self.probe_over(connection).await {
-                // Lost at some time since the last probe, which says nothing about now.
-                Err(failure) if &*failure.code == Failure::CONNECTION_LOST => {}
-                known => return known,
-            }
-        }
-        let fresh = self.prober.get_multiplexed_async_connection_with_config(&self.probe_settings).await;
-        self.probe_over(fresh.map_err(|error| errors::before_sending(&error))?).await
-    }
-
-    /// Keeps the connection if the target is well.
-    async fn probe_over(&self, mut connection: MultiplexedConnection) -> Result<ProbeReport, Failure> {
-        let report = probe(&mut connection, &self.probe_key).await?;
-        *self.probe_connection.lock().expect("nothing panics while it is held") = Some(connection);
+        let mut control = self.control().await?;
+        let report = control.probe(&self.probe_key).await?;
+        self.keep(control);
         Ok(report)
     }
 }
 
-async fn probe(connection: &mut MultiplexedConnection, key: &str) -> Result<ProbeReport, Failure> {
-    let mut questions = Pipeline::with_capacity(2);
-    questions.cmd("PING").cmd("ROLE");
-    let [ping, role] = ask(connection, &mut questions).await?;
-    // Where PING or ROLE is not permitted the canary decides alone.
-    unless_refused(&ping)?;
-    unless_refused(&role)?;
-    match role {
-        Value::Array(role) if !is_primary(&role) => return Err(Failure::hold("READONLY", "the target is a replica")),
-        _ => {}
-    }
+impl Control {
+    pub(super) async fn probe(&mut self, key: &str) -> Result<ProbeReport, Failure> {
+        let mut questions = Pipeline::with_capacity(3);
+        questions.cmd("PING").cmd("ROLE").cmd("TIME");
+        let (asked_at, asked) = (Timestamp::now(), Instant::now());
+        let [ping, role, time] = self.ask(&mut questions).await?;
+        let answered_by = asked_at.as_microsecond() + micros(asked.elapsed() / 2);
+        // Where PING or ROLE is not permitted the canary decides alone.
+        unless_refused(&ping)?;
+        unless_refused(&role)?;
+        match role {
+            Value::Array(role) if !is_primary(&role) => {
+                return Err(Failure::hold("READONLY", "the target is a replica"));
+            }
+            _ => {}
+        }
 
-    let mut canary = Pipeline::with_capacity(1);
-    canary.cmd("SET").arg(key).arg("1").arg("PX").arg(CANARY_TTL_MS);
-    let sent = Instant::now();
-    let [written] = ask(connection, &mut canary).await?;
-    let round_trip = sent.elapsed();
-    let canary_refused = unless_refused(&written)?;
-    Ok(ProbeReport { round_trip, canary_refused })
+        let mut canary = Pipeline::with_capacity(1);
+        canary.cmd("SET").arg(key).arg("1").arg("PX").arg(CANARY_TTL_MS);
+        let sent = Instant::now();
+        let [written] = self.ask(&mut canary).await?;
+        let round_trip = sent.elapsed();
+        Ok(ProbeReport {
+            round_trip,
+            canary_refused: unless_refused(&written)?,
+            clock_offset_ms: server_time(&time).map_or(0, |time| (time - answered_by) / 1000),
+            has_absolute_ttl: self.has_absolute_ttl,
+        })
+    }
 }
 
-async fn ask<const N: usize>(
-    connection: &mut MultiplexedConnection,
-    questions: &mut Pipeline,
-) -> Result<[Value; N], Failure> {
-    let replies: Vec<Value> = questions
-        .ignore_errors()
-        .query_async(connection)
-        .await
-        .map_err(|error| errors::as_hold(errors::after_sending(&error)))?;
-    replies
-        .try_into()
-        .map_err(|_| Failure::hold("protocol-error", "the number of replies is not that of the questions"))
+/// In microseconds since 1970.
+fn server_time(reply: &Value) -> Option<i64> {
+    let Value::Array(parts) = reply else { return None };
+    let number = |part: &Value| match part {
+        Value::BulkString(digits) => std::str::from_utf8(digits).ok()?.parse::<i64>().ok(),
+        _ => None,
+    };
+    let [seconds, micros] = parts.as_slice() else { return None };
+    number(seconds)?.checked_mul(1_000_000)?.checked_add(number(micros)?)
 }
 
-/// What is refused for good says nothing about whether the target is well, and is only told.
-fn unless_refused(reply: &Value) -> Result<Option<Failure>, Failure> {
-    let Value::ServerError(error) = reply else { return Ok(None) };
-    let failure = errors::of_reply(error);
-    match failure.class {
-        FailureClass::Dead => Ok(Some(failure)),
-        _ => Err(errors::as_hold(failure)),
-    }
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).expect("nobody waits that long")
 }
 
 fn is_primary(role: &[Value]) -> bool {

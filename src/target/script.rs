@@ -4,6 +4,8 @@ use std::{fmt::Write as _, sync::LazyLock};
 
 use sha1_smol::Sha1;
 
+use crate::faults;
+
 /// Runs once-units; its file says how it is called.
 pub(super) static ONCE: LazyLock<Wrapper> = LazyLock::new(|| Wrapper::new(include_str!("scripts/once.lua")));
 
@@ -31,7 +33,7 @@ pub(super) struct Wrapper {
 
 impl Wrapper {
     fn new(file: &str) -> Self {
-        let source = without_comments(&complete(file));
+        let source = with_planted_bugs(without_comments(&complete(file)));
         let (_, tail) = source.split_once(NO_BODY).expect("a wrapper has a place for a script");
         Self { digest: Sha1::from(&source).digest().to_string(), tail: tail.to_owned(), source }
     }
@@ -75,6 +77,27 @@ pub(super) fn digest(source: &[u8]) -> String {
 /// A file with the commands' part in its place.
 pub(super) fn complete(file: &str) -> String {
     file.replacen(COMMANDS, include_str!("scripts/commands.lua"), 1)
+}
+
+/// What tests break, to show that they notice.
+fn with_planted_bugs(mut source: String) -> String {
+    if faults::planted("marker-after-effect") {
+        source = source.replacen(
+            "  local known = seen(before, field) or mark(bucket, field, keep)\n",
+            "  local known = seen(before, field) or seen(bucket, field)\n  \
+               if not known then return run(body) or mark(bucket, field, keep) or 1 end\n",
+            1,
+        );
+    }
+    if faults::planted("version-as-number") {
+        source = source.replacen(
+            "local function is_less(one, other)\n",
+            "local function is_less(one, other)\n  one, other = tonumber(one), tonumber(other)\n  \
+               if true then return one < other end\n",
+            1,
+        );
+    }
+    source
 }
 
 fn without_comments(source: &str) -> String {

@@ -1,9 +1,10 @@
 //! Real Redis servers for tests.
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     process::{Child, Command, Stdio},
+    sync::{Arc, Condvar, Mutex},
     time::{Duration, Instant},
 };
 
@@ -24,6 +25,20 @@ pub(crate) enum Reply {
 }
 
 impl Reply {
+    fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Self::Status(text) => format!("+{text}\r\n").into(),
+            Self::Error(text) => format!("-{text}\r\n").into(),
+            Self::Integer(number) => format!(":{number}\r\n").into(),
+            Self::Bulk(None) => b"$-1\r\n".into(),
+            Self::Bulk(Some(bytes)) => [format!("${}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat(),
+            Self::Array(items) => {
+                let items: Vec<Vec<u8>> = items.iter().map(Self::to_bytes).collect();
+                [format!("*{}\r\n", items.len()).into_bytes(), items.concat()].concat()
+            }
+        }
+    }
+
     /// The entries of an array.
     pub(crate) fn items(&self) -> &[Reply] {
         match self {
@@ -150,6 +165,64 @@ impl Drop for RedisServer {
     }
 }
 
+/// A network between a target and a server, which can lose its state: what is sent then is neither delivered nor
+/// refused, and it arrives when the link is mended, whatever the sender has done meanwhile.
+pub(crate) struct Link {
+    port: u16,
+    state: Arc<(Mutex<bool>, Condvar)>,
+}
+
+impl Link {
+    pub(crate) fn to(server: &RedisServer) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("the loopback has a free port");
+        let port = listener.local_addr().expect("a bound listener has an address").port();
+        let link = Self { port, state: Arc::default() };
+        let (state, server) = (link.state.clone(), server.port());
+        std::thread::spawn(move || {
+            // Until the process ends, as nothing else ends an `accept`.
+            for client in listener.incoming().map_while(Result::ok) {
+                let Ok(server) = TcpStream::connect(("127.0.0.1", server)) else { continue };
+                carry(&client, &server, state.clone());
+                carry(&server, &client, state.clone());
+            }
+        });
+        link
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn cut(&self) {
+        *self.state.0.lock().expect("nobody panics while holding it") = true;
+    }
+
+    pub(crate) fn mend(&self) {
+        *self.state.0.lock().expect("nobody panics while holding it") = false;
+        self.state.1.notify_all();
+    }
+}
+
+/// Carries bytes one way, in a thread that ends with the connection.
+fn carry(from: &TcpStream, to: &TcpStream, state: Arc<(Mutex<bool>, Condvar)>) {
+    let clone = |stream: &TcpStream| stream.try_clone().expect("there are descriptors left");
+    let (mut from, mut to) = (clone(from), clone(to));
+    std::thread::spawn(move || {
+        let mut bytes = [0; 16 * 1024];
+        while let Ok(count @ 1..) = from.read(&mut bytes) {
+            let is_cut = state.0.lock().expect("nobody panics while holding it");
+            drop(state.1.wait_while(is_cut, |is_cut| *is_cut).expect("nobody panics while holding it"));
+            if to.write_all(&bytes[..count]).is_err() {
+                break;
+            }
+        }
+        // The end of a connection is lost as well while the link is cut.
+        let is_cut = state.0.lock().expect("nobody panics while holding it");
+        drop(state.1.wait_while(is_cut, |is_cut| *is_cut).expect("nobody panics while holding it"));
+        let _ = to.shutdown(std::net::Shutdown::Write);
+    });
+}
+
 /// A port that nothing listens on at this moment.
 pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("the loopback has a free port");
@@ -190,6 +263,18 @@ pub(crate) fn answers_within(port: u16, time: Duration) -> bool {
         read_reply(&mut BufReader::new(stream))
     });
     reply.is_ok()
+}
+
+/// Answers what a client asks over the stream, until it closes it.
+pub(crate) fn serve(stream: TcpStream, answer: impl Fn(&[String]) -> Reply) {
+    let mut asked = BufReader::new(stream.try_clone().expect("there are descriptors left"));
+    let mut stream = stream;
+    while let Ok(command) = read_reply(&mut asked) {
+        let words: Vec<String> = command.items().iter().map(Reply::text).collect();
+        if stream.write_all(&answer(&words).to_bytes()).is_err() {
+            return;
+        }
+    }
 }
 
 /// Sends one command and reads its reply.

@@ -1,14 +1,16 @@
 //! The target against real Redis servers, healthy and broken in every way that can be produced.
 
 use super::{
-    testing::{RedisServer, Reply},
+    testing::{Link, RedisServer, Reply},
     *,
 };
 use crate::retry::{Executed, FailureClass, ReasonClass};
 
 mod connecting;
+mod inspecting;
 mod once;
 mod outages;
+mod past;
 mod probing;
 mod tls;
 mod units;
@@ -41,6 +43,18 @@ fn push(batch: &mut Batch, command: &[&str]) {
 /// An atomic unit of commands given as words.
 fn push_atomic(batch: &mut Batch, commands: &[&[&str]]) {
     batch.push_atomic(commands.iter().map(|command| (command[0], command[1..].iter().map(|arg| arg.as_bytes()))));
+}
+
+fn push_once(batch: &mut Batch, marker: &Marker, commands: &[&[&str]]) {
+    batch.push_once(marker, commands.iter().map(|command| (command[0], command[1..].iter().map(|arg| arg.as_bytes()))));
+}
+
+fn push_versioned(batch: &mut Batch, fence: &Fence<'_>, key: &str, commands: &[&[&str]]) {
+    batch.push_versioned(
+        fence,
+        key.as_bytes(),
+        commands.iter().map(|command| (command[0], command[1..].iter().map(|arg| arg.as_bytes()))),
+    );
 }
 
 fn push_script(batch: &mut Batch, source: &str, keys: &[&str], args: &[&str]) {

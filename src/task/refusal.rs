@@ -21,7 +21,7 @@ pub enum RefusalKind {
 }
 
 impl RefusalKind {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 6] = [
         Self::MalformedJson,
         Self::ValidationFailed,
         Self::UnknownTarget,

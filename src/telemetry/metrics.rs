@@ -230,6 +230,13 @@ impl Metrics {
         Arc::new(metrics)
     }
 
+    /// Shows at zero what may be found at the start.
+    pub fn know_warnings(&self, codes: impl IntoIterator<Item = &'static str>) {
+        for code in codes {
+            self.startup_warning.with_label_values(&[code]);
+        }
+    }
+
     /// Handles for a target of the configuration.
     pub fn target(&self, name: &str) -> TargetMetrics {
         TargetMetrics {

@@ -289,3 +289,28 @@ fn older_version_never_wins() {
     assert_eq!(sidecar.get("newest").json()["outcome"], "applied");
     assert!(integer(&redis.cli(&["PTTL", "k"])) > 0);
 }
+
+#[test]
+fn rules_of_the_file_decide_what_a_task_leaves_open() {
+    let redis = Redis::start(&[]);
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("redrive.toml");
+    let rules = "[[rules]]\nkey = \"cache:*\"\nlate = { after = \"1s\", do = \"invalidate\" }\n\n\
+                 [[rules]]\nsource = \"presence\"\nlate = { after = \"1s\", do = \"drop\" }\n";
+    std::fs::write(&file, rules).expect("the file is written");
+    let sidecar = Sidecar::start(&redis.url(), &["--config", file.to_str().expect("a path in UTF-8")]);
+    let late = |task: Value| with(task, json!({"occurred_at": ago(AGO)}));
+    sidecar.post(&late(set("cached", "cache:1", "older")));
+    sidecar.post(&late(with(set("present", "presence:1", "older"), json!({"source": "presence"}))));
+    sidecar.post(&late(with(
+        set("own-word", "cache:2", "older"),
+        json!({"late": {"after_ms": 0, "do": "replay"}}),
+    )));
+    sidecar.post(&late(set("other", "other", "older")));
+    sidecar.wait_until_done();
+    for (id, outcome) in
+        [("cached", "invalidated"), ("present", "discarded"), ("own-word", "applied"), ("other", "applied")]
+    {
+        assert_eq!(sidecar.get(id).json()["outcome"], outcome, "{id}");
+    }
+}

@@ -1,16 +1,24 @@
 //! That the rule is right is shown on a model: units run on a tiny Redis as chance orders them, checkpoints are written
 //! and fail, the process dies and begins again from any checkpoint that may be durable. In the end Redis must be as if
-//! each unit had run once, when it first ran, and no unit may be answered otherwise the second time. The same cases are
-//! tried each time, unless `REDRIVE_REPLAY_CASES` sets how many: then from a random seed on, which a failure names.
+//! each unit had run once, when it first ran, and no unit may be answered otherwise the second time.
+//! `REDRIVE_REPLAY_CASES` and `REDRIVE_REPLAY_SEED` set how many cases are tried and which.
 //!
 //! That the model would notice is shown by planting breaks of the rule: it must find each.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
+
+use jiff::Timestamp;
 
 use super::*;
-use crate::consumer::{
-    model::{ModelRedis, Refused},
-    schedule::{Schedule, UnitId},
+use crate::{
+    consumer::{
+        model::{ModelRedis, Refused, seeds},
+        schedule::{Schedule, UnitId},
+    },
+    task::{self, Late, LateAction, Rules},
 };
 
 const KEYS: [&str; 3] = ["a", "b", "c"];
@@ -64,6 +72,8 @@ enum Break {
     UnsealedForgotten,
     /// A once-unit that was refused counts as one that has its marker.
     RefusedIsOnce,
+    /// An overwrite that sets a TTL counts as one that does not.
+    TtlIsOverwrite,
 }
 
 /// The rule as the module says it, word by word over all that finished.
@@ -146,12 +156,12 @@ impl Rule for Written {
     }
 }
 
-/// Kinds of units, as [`Unit::chosen_by`] numbers them: those that tell something of each other are together.
+/// Kinds of units, as [`ModelUnit::chosen_by`] numbers them: those that tell something of each other are together.
 const FAMILIES: [&[u8]; 8] =
     [&[0, 1, 2], &[0, 3, 7], &[3, 4, 7, 18], &[5, 6, 7, 10], &[8, 9, 16, 17], &[10, 11], &[12, 13], &[14, 15]];
 
 /// A unit on its way.
-struct Unit {
+struct ModelUnit {
     keys: Keys,
     kind: ReplayKind,
     script: Script,
@@ -202,7 +212,7 @@ impl Script {
     }
 }
 
-impl Unit {
+impl ModelUnit {
     fn chosen_by(chance: &mut fastrand::Rng, kinds: &[u8], keys: usize) -> Self {
         use FieldChange::{Add, Remove};
         use FieldType::{Hash, Set, SortedSet};
@@ -250,7 +260,7 @@ struct Case {
     chance: fastrand::Rng,
     broken: Option<Break>,
     now: i64,
-    units: Vec<Unit>,
+    units: Vec<ModelUnit>,
     redis: ModelRedis,
     /// On this one each unit runs once only.
     reference: ModelRedis,
@@ -275,12 +285,17 @@ impl Case {
         let mut redis = ModelRedis::default();
         for _ in 0..chance.u8(..4) {
             // Refused or not: it is how things were before.
-            let _ = Unit::chosen_by(&mut chance, &kinds, keys).script.run(&mut redis, 0, 40);
+            let _ = ModelUnit::chosen_by(&mut chance, &kinds, keys).script.run(&mut redis, 0, 40);
         }
         if chance.bool() {
             KEYS.iter().for_each(|key| redis.run(0, "PEXPIREAT", &[key.as_bytes(), b"40"]).expect("it is a number"));
         }
-        let units: Vec<_> = (0..chance.usize(2..10)).map(|_| Unit::chosen_by(&mut chance, &kinds, keys)).collect();
+        let mut units: Vec<_> =
+            (0..chance.usize(2..10)).map(|_| ModelUnit::chosen_by(&mut chance, &kinds, keys)).collect();
+        if broken == Some(Break::TtlIsOverwrite) {
+            let sets_ttl = |script: &Script| matches!(script, Script::Command(words) if words.contains(&"PXAT"));
+            units.iter_mut().filter(|unit| sets_ttl(&unit.script)).for_each(|unit| unit.kind = ReplayKind::Overwrite);
+        }
         Self {
             broken,
             now: 0,
@@ -307,7 +322,7 @@ impl Case {
             self.doubtful.push(std::mem::take(&mut self.durable));
             self.durable = self.doubtful.swap_remove(self.chance.usize(..self.doubtful.len()));
             self.doubtful.clear();
-            let down = self.chance.i64(..30);
+            let down = self.chance.i64(0..30);
             self.let_pass(down);
         }
         self.live(Rows::default(), usize::MAX)?;
@@ -366,7 +381,7 @@ impl Case {
                     }
                 }
                 9 => {
-                    let passed = self.chance.i64(..8);
+                    let passed = self.chance.i64(0..8);
                     self.let_pass(passed);
                 }
                 10.. => match sealed.take() {
@@ -443,11 +458,8 @@ fn check(seed: u64, broken: Option<Break>) -> Verdict {
 
 #[test]
 fn replays_change_nothing() {
-    let soak = std::env::var("REDRIVE_REPLAY_CASES").ok().map(|cases| cases.parse::<u64>().expect("a number"));
-    let cases = soak.unwrap_or(5_000);
-    let first = if soak.is_some() { fastrand::u64(..) } else { 0 };
-    for case in 0..cases {
-        check(first.wrapping_add(case), None).expect("Redis is as if each unit had run once");
+    for seed in seeds("REDRIVE_REPLAY", 5_000) {
+        check(seed, None).expect("Redis is as if each unit had run once");
     }
 }
 
@@ -462,6 +474,7 @@ fn planted_breaks_are_found() {
         Break::SealedForgotten,
         Break::UnsealedForgotten,
         Break::RefusedIsOnce,
+        Break::TtlIsOverwrite,
     ] {
         let found = (0..10_000).find(|seed| check(*seed, Some(broken)).is_err());
         assert!(found.is_some(), "{broken:?} was not found");
@@ -477,7 +490,7 @@ fn rows_say_what_the_rule_says() {
         let (mut rows, mut written) = (Rows::default(), Written::default());
         let mut sealed = false;
         for _ in 0..80 {
-            let Unit { keys, kind, .. } = Unit::chosen_by(&mut chance, &kinds, KEYS.len());
+            let ModelUnit { keys, kind, .. } = ModelUnit::chosen_by(&mut chance, &kinds, KEYS.len());
             let may_run = written.may_run(&keys, kind);
             assert_eq!(
                 rows.may_run(&keys, kind),
@@ -532,4 +545,57 @@ fn everything_waits_once_too_many_keys_are_known() {
     rows.seal();
     rows.checkpointed();
     assert!(runs(&mut rows, 0));
+}
+
+#[test]
+fn replay_kinds_follow_from_the_task() {
+    use FieldChange::{Add, Remove};
+    use FieldType::{Hash, Set, SortedSet};
+    use ReplayKind::{Fields, Once, Other, Overwrite};
+    let rules = Rules::new(task::Config::default(), ["default".to_owned()]);
+    let late = |action| Some(Late { after: Duration::ZERO, action });
+    let of = |body: &str, number: usize, by_rule| {
+        let task = Task::parse(body.as_bytes(), &rules, Timestamp::UNIX_EPOCH).expect(body);
+        let unit = task.operation.units().nth(number).expect("it has such a unit");
+        ReplayKind::of(&task, number, &unit, &Due::of(&task, Timestamp::UNIX_EPOCH, by_rule))
+    };
+    for (command, expected) in [
+        (r#""SET","args":["k","v"]"#, Overwrite),
+        (r#""UNLINK","args":["k","j"]"#, Overwrite),
+        (r#""SET","args":["k","v","EX","9"]"#, Other),
+        (r#""SET","args":["k","v","NX"]"#, Other),
+        (r#""EXPIRE","args":["k","9"]"#, Other),
+        (r#""INCR","args":["k"]"#, Once),
+        (r#""INCR","args":["k"],"idempotent":true"#, Other),
+        (r#""HMSET","args":["k","f","v"]"#, Fields(Hash, Add)),
+        (r#""HDEL","args":["k","f"]"#, Fields(Hash, Remove)),
+        (r#""SADD","args":["k","m"]"#, Fields(Set, Add)),
+        (r#""SREM","args":["k","m"]"#, Fields(Set, Remove)),
+        (r#""ZADD","args":["k","1","m"]"#, Fields(SortedSet, Add)),
+        (r#""ZADD","args":["k","GT","1","m"]"#, Other),
+        (r#""ZREM","args":["k","m"]"#, Fields(SortedSet, Remove)),
+        (r#""SETBIT","args":["k","1","1"]"#, Other),
+    ] {
+        let body = format!(r#"{{"type":"simple","command":{command}}}"#);
+        assert_eq!(of(&body, 0, None), expected, "{body}");
+        assert_eq!(of(&body, 0, late(LateAction::Replay)), expected, "{body}");
+        let if_dropped = if expected == Once { Once } else { Other };
+        assert_eq!(of(&body, 0, late(LateAction::Drop)), if_dropped, "{body}");
+        assert_eq!(of(&body, 0, late(LateAction::Invalidate)), Other, "{body}");
+    }
+    let pipeline = |mode: &str, more: &str| {
+        let set = |key| format!(r#"{{"command":"SET","args":["{key}","v"]}}"#);
+        format!(r#"{{"type":"pipeline","mode":"{mode}","commands":[{},{}{more}]}}"#, set("k"), set("j"))
+    };
+    let expire = r#",{"command":"EXPIRE","args":["k","9"]}"#;
+    let increment = r#",{"command":"INCR","args":["n"]}"#;
+    assert_eq!(of(&pipeline("each", ""), 1, None), Overwrite);
+    assert_eq!(of(&pipeline("each", increment), 1, None), Overwrite);
+    assert_eq!(of(&pipeline("each", increment), 2, None), Once);
+    assert_eq!(of(&pipeline("each", expire), 0, None), Other);
+    assert_eq!(of(&pipeline("atomic", ""), 0, None), Overwrite);
+    assert_eq!(of(&pipeline("atomic", expire), 0, None), Other);
+    assert_eq!(of(&pipeline("atomic", increment), 0, None), Once);
+    assert_eq!(of(r#"{"type":"lua","script":"return 1"}"#, 0, None), Once);
+    assert_eq!(of(r#"{"type":"lua","script":"return 1","idempotent":true}"#, 0, None), Other);
 }

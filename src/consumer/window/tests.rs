@@ -58,6 +58,7 @@ fn entry(offset: u64, units: usize) -> Entry {
         keys: units,
         trouble: None,
         letter: Letter::None,
+        may_have_run: false,
     }
 }
 

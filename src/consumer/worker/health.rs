@@ -12,9 +12,6 @@ use crate::{
     target::{FenceReport, Finding, Past, ProbeReport, breaker::State as BreakerState},
 };
 
-/// How far the clocks of this machine and of a target may be apart before it is worth a warning, in milliseconds.
-const CLOCK_TOLERANCE_MS: i64 = 1000;
-
 impl Worker {
     pub(super) fn probe(&mut self) {
         if self.probing {
@@ -95,26 +92,15 @@ impl Worker {
         self.has_absolute_ttl = report.has_absolute_ttl;
         self.clock_offset_ms = report.clock_offset_ms;
         self.metrics.clock_offset.set(report.clock_offset_ms as f64 / 1000.0);
-        let is_off = report.clock_offset_ms.abs() > CLOCK_TOLERANCE_MS;
-        if is_off && !self.clock_warned {
-            tracing::warn!(
-                redis.target = self.target.name(),
-                offset_ms = report.clock_offset_ms,
-                "The clock of {} shows {} ms more than this machine's: times to live are corrected by that, but one of the two is wrong",
-                self.target.name(),
-                report.clock_offset_ms
-            );
-        }
-        self.clock_warned = is_off;
     }
 
     /// What was found on the target when it was first reached, for whoever reads the log.
     pub(super) fn take_findings(&self, findings: &[Finding]) {
         for finding in findings {
-            self.metrics.warn(finding.code);
+            self.metrics.warn(finding.code.as_str());
             tracing::warn!(
                 redis.target = self.target.name(),
-                code = finding.code,
+                code = finding.code.as_str(),
                 "{}: {} {}",
                 self.target.name(),
                 finding.message,

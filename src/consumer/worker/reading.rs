@@ -8,10 +8,10 @@ use crate::{
     consumer::{
         checkpoint::UnitEnd,
         entry::{End, Entry, Letter, Unit, UnitRef, remembered_failure},
-        plan,
         prepared::Prepared,
         rows::ReplayKind,
         schedule::{Keys, UnitId},
+        timing::Due,
     },
     log::{Entry as LogEntry, Partition, ReadError, Reader},
     queue::{Envelope, REFILL_BYTES, REFILL_RECORDS, recent::Settled},
@@ -96,7 +96,7 @@ impl Worker {
         };
         let ordering_key =
             task.ordering_key.as_ref().map(|key| xxhash_rust::xxh3::xxh3_64_with_seed(key.as_bytes(), 1));
-        let late = task.late.or(envelope.late);
+        let due = Due::of(&task, envelope.accepted_at, envelope.late);
         let units: Vec<(Keys, bool, ReplayKind)> = task
             .operation
             .units()
@@ -106,7 +106,7 @@ impl Worker {
                 // A unit whose keys are not known stays a barrier: the ordering key adds an order and removes none.
                 let ordering_key = ordering_key.filter(|_| !unit.is_barrier());
                 let keys = Keys::new(hashes.chain(ordering_key));
-                (keys, task.idempotent || unit.class == Class::Idempotent, plan::replay_kind(&task, late, place, &unit))
+                (keys, task.idempotent || unit.class == Class::Idempotent, ReplayKind::of(&task, place, &unit, &due))
             })
             .collect();
         let entry = Entry {
@@ -117,6 +117,7 @@ impl Worker {
             keys: units.iter().map(|(keys, ..)| keys.len()).sum(),
             trouble: None,
             letter: Letter::None,
+            may_have_run: self.windows[number].may_have_run(&envelope),
             prepared: if envelope.late.is_none() { Prepared::of(&task, &value, envelope.accepted_at) } else { None },
             envelope,
         };
@@ -218,6 +219,7 @@ impl Worker {
             keys: 0,
             trouble: None,
             letter: Letter::None,
+            may_have_run: false,
         };
         entry.note_death(0, failure, ReasonClass::RefusedRecord, Timestamp::now());
         let slot = self.windows[number].insert(entry, 0);

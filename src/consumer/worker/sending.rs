@@ -13,6 +13,8 @@ use crate::{
         window::Window,
     },
     faults,
+    log::{BootTime, Lease},
+    retry::Failure,
     target::{
         Batch, MAX_BATCH_BYTES, MAX_BATCH_UNITS,
         breaker::{Admission, State as BreakerState, TRIAL_UNITS},
@@ -212,6 +214,9 @@ impl Worker {
         self.units_in_flight += sent.len();
         let held = self.idle.pop();
         let target = self.target.clone();
+        let mut windows: Vec<usize> = sent.iter().map(|sent| sent.window).collect();
+        windows.dedup();
+        let leases: Vec<Lease> = windows.into_iter().map(|number| self.windows[number].lease.clone()).collect();
         self.events.push(Box::pin(async move {
             let mut connection = match held {
                 Some(connection) => connection,
@@ -220,6 +225,11 @@ impl Worker {
                     Err(failure) => return Event::Batch { sent, connection: None, result: Err(failure) },
                 },
             };
+            // Making a connection takes its time.
+            if !leases.iter().all(|lease| lease.is_valid(BootTime::now())) {
+                let over = Failure::hold(Failure::NO_CONNECTION, "a lease ended before anything was sent");
+                return Event::Batch { sent, connection: Some(connection), result: Err(over) };
+            }
             faults::hit("before-send");
             let result = connection.execute(batch).await;
             faults::hit("after-send");

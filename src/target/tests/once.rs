@@ -12,10 +12,6 @@ fn marker(id_hash: u64) -> Marker {
     Marker { id_hash, unit: 0, accepted_at: Timestamp::now() }
 }
 
-fn push_once(batch: &mut Batch, marker: &Marker, commands: &[&[&str]]) {
-    batch.push_once(marker, commands.iter().map(|command| (command[0], command[1..].iter().map(|arg| arg.as_bytes()))));
-}
-
 fn push_once_script(batch: &mut Batch, marker: &Marker, source: &[u8], keys: &[&str], args: &[&str]) {
     batch.push_once_script(
         marker,
@@ -468,4 +464,24 @@ async fn one_batch_carries_units_of_every_kind() {
         assert_eq!(results[141..], [DONE, DONE, round.clone()]);
     }
     assert_eq!(server.cli(&["GET", "once:69"]).text(), "1");
+}
+
+#[tokio::test]
+async fn markers_can_be_read() {
+    let server = RedisServer::start(&[]);
+    let target = target(&server);
+    let mut connection = connect(&server).await;
+    server.cli(&["SET", "text", "x"]);
+    let now = Timestamp::now();
+    let at = |id_hash, hours: i64| Marker { id_hash, unit: 3, accepted_at: now + SignedDuration::from_hours(hours) };
+    once(&mut connection, &at(1, 0), &[&["INCR", "n"]]).await.expect("it runs");
+    once(&mut connection, &at(2, 0), &[&["INCR", "n"], &["INCR", "text"]]).await.expect_err("some of it fails");
+    once(&mut connection, &at(3, 0), &[&["INCR", "text"]]).await.expect_err("it fails");
+    let read = async |marker: Marker| target.marker(&marker).await.expect("the server answers");
+    assert_eq!(read(at(1, 0)).await, Some(MarkerState::Applied));
+    assert_eq!(read(at(1, 1)).await, Some(MarkerState::Applied));
+    assert_eq!(read(at(1, 2)).await, None);
+    assert_eq!(read(at(2, 0)).await, Some(MarkerState::Partial));
+    assert_eq!(read(at(3, 0)).await, None);
+    assert_eq!(read(Marker { unit: 2, ..at(1, 0) }).await, None);
 }

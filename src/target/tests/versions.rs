@@ -16,8 +16,7 @@ async fn write(
     commands: &[&[&str]],
 ) -> Result<Done, Failure> {
     let mut batch = new_batch();
-    let commands = commands.iter().map(|command| (command[0], command[1..].iter().map(|arg| arg.as_bytes())));
-    batch.push_versioned(&Fence { version, id }, key.as_bytes(), commands);
+    push_versioned(&mut batch, &Fence { version, id }, key, commands);
     only(connection.execute(batch).await)
 }
 
@@ -29,8 +28,6 @@ async fn script(connection: &mut Connection, version: u64, source: &str) -> Resu
     let mut batch = new_batch();
     let keys = ["k", "read"].into_iter().map(str::as_bytes);
     let args = ["x", "y"].into_iter().map(str::as_bytes);
-    // The client wants to know how many keys there are.
-    let keys = keys.collect::<Vec<_>>().into_iter();
     batch.push_versioned_script(&Fence { version, id: "task" }, b"k", source.as_bytes(), keys, args);
     only(connection.execute(batch).await)
 }

@@ -4,7 +4,7 @@
 use std::{borrow::Cow, collections::HashSet, time::Duration};
 
 use super::{
-    super::{Late, LateAction, Operation, RefusalKind, TtlArg, Version},
+    super::{Late, LateAction, Operation, TtlArg, Version},
     Check, is_set,
     wire::{BodyLate, BodyTtlArg, Nested, Place, Strings, TtlArgs, Value},
 };
@@ -18,7 +18,7 @@ impl Check<'_> {
         if !is_set(&late.action) {
             self.errors.invalid("/late/do", "`do` is missing: one of replay, invalidate, drop");
         }
-        let action = self.choice("late/do", late.action, &choices);
+        let action = self.choice("late/do", late.action, choices.into_iter());
         Some(Late { after: after?, action: action? })
     }
 

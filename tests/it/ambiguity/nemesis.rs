@@ -74,10 +74,7 @@ impl Nemesis<'_> {
             }
             4 => self.with_mode(Mode::BlackHole),
             5 | 6 => self.with_mode(Mode::Stall),
-            7 => {
-                self.tell("what was stalled arrives");
-                self.proxy.heal();
-            }
+            7 => self.heal(),
             8 => self.with_mode(Mode::DropReplies),
             9 => self.with_mode(Mode::Late(TOO_LATE)),
             10 | 11 => {
@@ -118,13 +115,18 @@ impl Nemesis<'_> {
         }
     }
 
-    /// Nothing goes wrong any more.
+    /// Nothing goes wrong any more; but what is stalled is still to come.
     pub fn make_peace(&mut self) {
         self.tell("peace");
         self.proxy.set_mode(Mode::Pass);
-        self.proxy.heal();
         self.is_over = true;
         self.tend();
+    }
+
+    /// What was stalled arrives.
+    pub fn heal(&mut self) {
+        self.tell(&format!("{} links deliver what they hold", self.proxy.stalled()));
+        self.proxy.heal();
     }
 
     fn with_mode(&mut self, mode: Mode) {
