@@ -38,7 +38,8 @@ Exit status: 0 nothing found, 1 warnings, 2 errors: a target that cannot be used
 
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config = args.file.load_with(args.flags)?.config;
-    let targets = app::targets(&config, app::new_boot_id()).map_err(|error| UsageError(format!("{:#}", anyhow::Error::from(error))))?;
+    let targets = app::targets(&config, app::new_boot_id())
+        .map_err(|error| UsageError(format!("{:#}", anyhow::Error::from(error))))?;
     let rows = runtime()?.block_on(rows(&targets));
     if args.json {
         print_json(&rows)?;

@@ -53,7 +53,10 @@ pub enum UnitEnd {
     Unfinished,
     /// How, other than dead.
     Settled(Outcome),
-    Dead { code: String, reason: String },
+    Dead {
+        code: String,
+        reason: String,
+    },
 }
 
 /// A set of finished offsets: runs of unfinished and finished ones in turn, the first run unfinished.

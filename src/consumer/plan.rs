@@ -72,7 +72,11 @@ enum Body<'p> {
     Stored(&'p Prepared, &'p [u8]),
     Command(Sent<'p>),
     Atomic(Vec<Sent<'p>>),
-    Script { source: Cow<'p, [u8]>, keys: Vec<Cow<'p, [u8]>>, args: Vec<Cow<'p, [u8]>> },
+    Script {
+        source: Cow<'p, [u8]>,
+        keys: Vec<Cow<'p, [u8]>>,
+        args: Vec<Cow<'p, [u8]>>,
+    },
 }
 
 impl<'p> Plan<'p> {
@@ -125,11 +129,9 @@ impl<'p> Plan<'p> {
                 let key = judged.keys.iter().find(|key| key.written).expect("a versioned task writes one key");
                 Form::Versioned(Fence { version: version.get(), id: envelope.id.as_str() }, key.bytes)
             }
-            None if outcome == Outcome::Applied && task.is_once(&judged) && !faults::planted("no-marker") => Form::Once(Marker {
-                id_hash: envelope.identity.id_hash(),
-                unit,
-                accepted_at: envelope.accepted_at,
-            }),
+            None if outcome == Outcome::Applied && task.is_once(&judged) && !faults::planted("no-marker") => {
+                Form::Once(Marker { id_hash: envelope.identity.id_hash(), unit, accepted_at: envelope.accepted_at })
+            }
             None => Form::Plain,
         };
         Self::Send(Sending { outcome, command: body.name(), form, body })
@@ -240,7 +242,8 @@ fn with_expiry<'p>(command: &'p Command<'p>, expires_ms: Option<i64>, moment: Mo
     let args = command.args.iter().map(|arg| &**arg);
     match (command.ttl(), expires_ms) {
         (Some(ttl), Some(at_ms))
-            if (!ttl.absolute || ttl.at_ms(&command.args, 0) != Some(at_ms)) && !faults::planted("relative-ttl-as-is") =>
+            if (!ttl.absolute || ttl.at_ms(&command.args, 0) != Some(at_ms))
+                && !faults::planted("relative-ttl-as-is") =>
         {
             command.spec.with_expiry(args, ttl, moment.expiry(at_ms))
         }

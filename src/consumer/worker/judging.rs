@@ -38,8 +38,8 @@ impl Worker {
                 }
             }
             Ok(result) => {
-                if let Some(name) = &result.spoilt {
-                    self.add_past(Past::Connection(name.clone()));
+                if let Some(name) = result.spoilt {
+                    self.add_past(Past::Connection(name));
                 }
                 let signal = result.target_failure().cloned();
                 match signal {
@@ -162,12 +162,7 @@ impl Worker {
         }));
     }
 
-    pub(super) fn take_marker(
-        &mut self,
-        sent: &Sent,
-        failure: &Failure,
-        result: Result<Option<MarkerState>, Failure>,
-    ) {
+    pub(super) fn take_marker(&mut self, sent: &Sent, failure: &Failure, result: Result<Option<MarkerState>, Failure>) {
         self.in_flight -= 1;
         self.units_in_flight -= 1;
         let (now, today) = (Instant::now(), Timestamp::now());

@@ -140,9 +140,7 @@ impl Worker {
         let mut order = Vec::with_capacity(self.windows.len());
         for (lane, weight) in LANE_WEIGHTS {
             for (number, window) in self.windows.iter().enumerate() {
-                if window.partition.queue.lane == lane.as_str()
-                    && window.schedule.ready_len() > 0
-                    && window.may_send()
+                if window.partition.queue.lane == lane.as_str() && window.schedule.ready_len() > 0 && window.may_send()
                 {
                     order.push((number, weight));
                 }

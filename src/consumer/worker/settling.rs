@@ -20,14 +20,7 @@ use crate::{
 
 impl Worker {
     /// Ends a running unit, other than dead, and lets its keys go.
-    pub(super) fn end_unit(
-        &mut self,
-        number: usize,
-        node: UnitId,
-        unit: UnitRef,
-        outcome: Outcome,
-        today: Timestamp,
-    ) {
+    pub(super) fn end_unit(&mut self, number: usize, node: UnitId, unit: UnitRef, outcome: Outcome, today: Timestamp) {
         let window = &mut self.windows[number];
         window.schedule.finish(node);
         let entry = window.entry_mut(unit.task);

@@ -216,3 +216,61 @@ fn identity_has_what_changes_the_operation() {
     .map(|body| *identity(&body).as_bytes());
     assert_eq!(std::collections::BTreeSet::from(distinct).len(), distinct.len());
 }
+
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_value_makes_it_panic(
+            kind in prop::sample::select(vec!["simple", "pipeline", "lua"]),
+            field in prop::sample::select(vec!["deadline", "late", "version", "ttl_args", "written_keys"]),
+            value in prop::sample::select(vec![
+                "null", "[]", "{}", "1", "true", "\"\"", "\"7\"", "[null]", "[[]]", "[1]", "[\"k\"]", "[{}]",
+                "{\"after_ms\":[],\"do\":{}}", "{\"after_ms\":1,\"do\":\"drop\"}", "{\"after_ms\":18446744073709551615}",
+                "[{\"index\":0,\"unit\":\"s\"},{\"index\":[]}]", "\"2026-11-25T12:00:00Z\"",
+                "\"-009999-01-01T00:00:00Z\"",
+            ]),
+        ) {
+            let operation = match kind {
+                "simple" => r#""command":"SET","args":["k","7"]"#,
+                "pipeline" => r#""commands":[{"command":"SET","args":["k","7"]}]"#,
+                _ => r#""script":"return 1","keys":["k"],"args":["7"]"#,
+            };
+            let body = format!(r#"{{"type":"{kind}",{operation},"{field}":{value}}}"#);
+            match parse(&body) {
+                Ok(task) => drop(task.identity(&TaskId::new())),
+                Err(refusal) => prop_assert!(
+                    refusal.errors.iter().all(|error| error.pointer.starts_with('/')) && !refusal.errors.is_empty()
+                ),
+            }
+        }
+
+        #[test]
+        fn script_gets_what_is_left_and_less_than_a_unit_more(
+            amount in 1..i64::MAX,
+            seconds in any::<bool>(),
+            base in 0..1_i64 << 42,
+            passed in 0..1_i64 << 40,
+        ) {
+            let (unit, size) = if seconds { ("s", 1000) } else { ("ms", 1) };
+            let body = format!(
+                r#"{{"type":"lua","script":"","args":["{amount}"],"ttl_args":[{{"index":0,"unit":"{unit}"}}]}}"#
+            );
+            let Operation::Lua(script) = parse(&body).expect("accepted").operation else { panic!("a script") };
+            let now = base + passed;
+            let end = i128::from(base) + i128::from(amount) * size;
+            let sent = script.args_at(base, now);
+            if end <= i128::from(now) {
+                prop_assert_eq!(sent, None);
+            } else if end <= i128::from(i64::MAX) {
+                let sent = String::from_utf8_lossy(&sent.expect("something is left")[0]).parse::<i128>().expect("a number");
+                let left = end - i128::from(now);
+                prop_assert!(sent * size >= left && (sent - 1) * size < left);
+                prop_assert_eq!(script.expires_at_ms(base).map(i128::from), Some(end));
+            }
+        }
+    }
+}

@@ -41,7 +41,56 @@ const KILLS: [(&str, u32); 9] = [
     ("after-fence", 3),
 ];
 
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    KillSidecar,
+    KillRedis,
+    HangRedis,
+    FillRedis,
+    /// All links, for a while.
+    Links(Mode),
+    /// The next one that carries a task's key, until it is healed.
+    OneLinkStalls,
+    /// The next one that carries a task's key.
+    OneLinkFallsSilent,
+    HalfAnswered,
+    Reset,
+    /// What was stalled arrives.
+    Heal,
+}
+
+/// All of them, the more frequent ones more than once.
+const FAULTS: [Fault; 19] = [
+    Fault::KillSidecar,
+    Fault::KillSidecar,
+    Fault::KillRedis,
+    Fault::HangRedis,
+    Fault::FillRedis,
+    Fault::Links(Mode::BlackHole),
+    Fault::Links(Mode::Stall),
+    Fault::Links(Mode::Stall),
+    Fault::Links(Mode::DropReplies),
+    Fault::Links(Mode::Late(TOO_LATE)),
+    Fault::OneLinkStalls,
+    Fault::OneLinkStalls,
+    Fault::OneLinkStalls,
+    Fault::OneLinkFallsSilent,
+    Fault::OneLinkFallsSilent,
+    Fault::HalfAnswered,
+    Fault::HalfAnswered,
+    Fault::Reset,
+    Fault::Heal,
+];
+
+/// What goes wrong in one round: about half of all that can. What one fault does, another one often undoes, so that
+/// rounds with all of them would find less.
+pub fn some_faults(random: &mut fastrand::Rng) -> Vec<Fault> {
+    let some: Vec<_> = FAULTS.into_iter().filter(|_| random.bool()).collect();
+    if some.is_empty() { FAULTS.to_vec() } else { some }
+}
+
 pub struct Nemesis<'a> {
+    pub faults: Vec<Fault>,
     /// Decides what goes wrong, and in which order.
     pub random: fastrand::Rng,
     /// Decides where the next life of the sidecar ends.
@@ -60,42 +109,47 @@ pub struct Nemesis<'a> {
 impl Nemesis<'_> {
     /// One fault, from its beginning to its end. What is stalled may outlive it.
     pub fn strike(&mut self) {
-        match self.random.u8(..14) {
-            0 | 1 => self.kill_sidecar(),
-            2 => {
+        match *self.random.choice(&self.faults).expect("every round has some") {
+            Fault::KillSidecar => self.kill_sidecar(),
+            Fault::KillRedis => {
                 self.tell("Redis is killed");
                 self.redis.kill9();
                 self.pause(10..500);
                 self.redis.restart();
             }
-            3 => {
-                self.tell("connections are reset");
-                self.proxy.cut();
+            Fault::HangRedis => {
+                self.tell("Redis hangs");
+                self.redis.stop();
+                self.pause(100..600);
+                self.redis.cont();
             }
-            4 => self.with_mode(Mode::BlackHole),
-            5 | 6 => self.with_mode(Mode::Stall),
-            7 => self.heal(),
-            8 => self.with_mode(Mode::DropReplies),
-            9 => self.with_mode(Mode::Late(TOO_LATE)),
-            10 | 11 => {
+            Fault::FillRedis => {
+                self.tell("Redis is full");
+                self.redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+                self.pause(10..300);
+                self.redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+            }
+            Fault::Links(mode) => self.with_mode(mode),
+            Fault::OneLinkStalls => {
+                self.tell("one link stalls");
+                self.proxy.stall_link_of(":");
+            }
+            Fault::OneLinkFallsSilent => {
+                self.tell("one link falls silent");
+                self.proxy.mute_link_of(":");
+            }
+            Fault::HalfAnswered => {
                 let last = if self.random.bool() { LastReply::ThenSilence } else { LastReply::ThenReset };
                 let replies = self.random.usize(..30);
                 self.tell(&format!("{replies} more replies, {last:?}"));
                 self.proxy.answer_only(replies, last);
                 self.pause(10..300);
             }
-            12 => {
-                self.tell("Redis hangs");
-                self.redis.stop();
-                self.pause(100..600);
-                self.redis.cont();
+            Fault::Reset => {
+                self.tell("connections are reset");
+                self.proxy.cut();
             }
-            _ => {
-                self.tell("Redis is full");
-                self.redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
-                self.pause(10..300);
-                self.redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
-            }
+            Fault::Heal => self.heal(),
         }
     }
 
@@ -125,8 +179,9 @@ impl Nemesis<'_> {
 
     /// What was stalled arrives.
     pub fn heal(&mut self) {
-        self.tell(&format!("{} links deliver what they hold", self.proxy.stalled()));
-        self.proxy.heal();
+        let stalled = self.proxy.stalled();
+        let ran = self.proxy.heal();
+        self.tell(&format!("{stalled} links deliver what they hold: {ran:?}"));
     }
 
     fn with_mode(&mut self, mode: Mode) {

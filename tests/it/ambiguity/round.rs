@@ -13,7 +13,7 @@ use crate::harness::{Answer, PATIENCE, Proxy, Redis, Sidecar, sidecar::Socket};
 
 use super::{
     model::{Death, Model},
-    nemesis::{Nemesis, QUICK},
+    nemesis::{Nemesis, QUICK, some_faults},
     state::{self, State},
     workload::{Client, Task},
 };
@@ -66,6 +66,7 @@ pub fn run(plan: Plan<'_>) -> Result<Summary, Failed> {
         .collect();
 
     let mut nemesis = Nemesis {
+        faults: some_faults(&mut random),
         lives: random.fork(),
         random,
         redis: &mut redis,

@@ -227,7 +227,8 @@ impl Client {
     fn task(&mut self, alone: bool) -> Task {
         self.has_bytes = false;
         let mut task = match self.random.u8(..100) {
-            0..60 => self.simple(),
+            0..12 => self.register(),
+            12..60 => self.simple(),
             60..72 => self.each(),
             72..84 => self.atomic(),
             84..96 => self.script(),
@@ -246,6 +247,13 @@ impl Client {
             task.occurred(ago);
         }
         task
+    }
+
+    /// Writes what is written nowhere else, so that an old value in the end is a write that was made too late.
+    fn register(&mut self) -> Task {
+        let key = format!("{}:register:{}", self.number, self.random.u8(..2));
+        let command = plain(&["SET", &key], self.values(1));
+        Task::new(self.simple_body(&command), Does::Command(command))
     }
 
     fn simple(&mut self) -> Task {

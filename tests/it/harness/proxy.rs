@@ -64,8 +64,11 @@ struct State {
     stalled: usize,
     /// How often stalled links were healed.
     healed: usize,
+    /// The names of commands that ran late since the last time.
+    late: Vec<String>,
     accepted: usize,
-    connections: Vec<TcpStream>,
+    /// Both sides of each link, by its number.
+    connections: Vec<(usize, TcpStream)>,
     commands: Vec<Vec<String>>,
     closed: bool,
 }
@@ -84,6 +87,7 @@ impl Proxy {
             replies_left: None,
             stalled: 0,
             healed: 0,
+            late: Vec::new(),
             accepted: 0,
             connections: Vec::new(),
             commands: Vec::new(),
@@ -136,9 +140,9 @@ impl Proxy {
         self.state().stalled
     }
 
-    /// Ends every stall, and returns when all that was held up has arrived where anybody still takes it. The target
-    /// must be up.
-    pub fn heal(&self) {
+    /// Ends every stall, and returns when all that was held up has arrived where anybody still takes it: the names of
+    /// the commands that ran. The target must be up.
+    pub fn heal(&self) -> Vec<String> {
         {
             let mut state = self.state();
             if state.mode == Mode::Stall {
@@ -147,6 +151,7 @@ impl Proxy {
             state.healed += 1;
         }
         wait_until("stalled links to deliver what they have", || self.stalled() == 0);
+        std::mem::take(&mut self.state().late)
     }
 
     /// Answers those commands itself for which the rule has an answer, an error without its dash (`LOADING …`).
@@ -158,9 +163,9 @@ impl Proxy {
         self.state().rule = None;
     }
 
-    /// Closes every connection that is open now.
+    /// Closes every connection that is open now, but for links that are stalled: nothing gets through there.
     pub fn cut(&self) {
-        for connection in self.state().connections.drain(..) {
+        for (_, connection) in self.state().connections.drain(..) {
             let _ = connection.shutdown(Shutdown::Both);
         }
     }
@@ -213,12 +218,14 @@ fn accept(listener: &TcpListener, state: &Arc<Mutex<State>>) {
         }
         // Not to be reached: as a port that nothing listens on.
         let Ok(server) = TcpStream::connect(("127.0.0.1", shared.target)) else { continue };
-        shared.connections.extend([&client, &server].into_iter().filter_map(|stream| stream.try_clone().ok()));
+        let number = shared.accepted;
+        let sides = [&client, &server].into_iter().filter_map(|stream| Some((number, stream.try_clone().ok()?)));
+        shared.connections.extend(sides);
         drop(shared);
         let state = state.clone();
         std::thread::spawn(move || {
             let mut link =
-                Link { client: &client, server: &server, state: &state, dead: false, mute: false, owes: false };
+                Link { number, client: &client, server: &server, state: &state, dead: false, mute: false, owes: false };
             let _ = link.carry();
             drop(link);
             let _ = client.shutdown(Shutdown::Both);
@@ -236,6 +243,7 @@ struct Arrived {
 
 /// One connection through the proxy.
 struct Link<'a> {
+    number: usize,
     client: &'a TcpStream,
     server: &'a TcpStream,
     state: &'a Mutex<State>,
@@ -267,6 +275,9 @@ impl Link<'_> {
             server.write_all(&arrived.raw)?;
             let mut reply = Vec::new();
             resp::read_raw(&mut replies, &mut reply)?;
+            if self.owes {
+                self.state().late.push(String::from_utf8_lossy(&arrived.command[0]).into_owned());
+            }
             // The link may have got worse while the reply was on its way.
             self.suffer(&arrived)?;
             std::thread::sleep(self.lateness(&arrived));
@@ -305,6 +316,7 @@ impl Link<'_> {
         if !self.owes {
             self.owes = true;
             state.stalled += 1;
+            state.connections.retain(|(number, _)| *number != self.number);
         }
         let healed = state.healed;
         while state.healed == healed {
