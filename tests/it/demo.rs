@@ -3,6 +3,19 @@
 use std::process::Command;
 
 #[test]
+fn demonstration_fails_where_a_promise_is_broken() {
+    let output = Command::new(env!("CARGO_BIN_EXE_redrive"))
+        .args(["demo", "--tasks", "500"])
+        .env("REDRIVE_FAULTS", "relative-ttl-as-is")
+        .output()
+        .expect("the binary runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let row = said.lines().find(|line| line.contains("sessions with another TTL")).unwrap_or_else(|| panic!("{said}"));
+    assert!(row.ends_with("WRONG: 0 was promised"), "{row}");
+}
+
+#[test]
 fn demonstration_keeps_its_promises_and_leaves_nothing_behind() {
     let dir = tempfile::tempdir().expect("a directory");
     let output = Command::new(env!("CARGO_BIN_EXE_redrive"))
