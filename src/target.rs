@@ -56,6 +56,7 @@ pub use self::{
     marker::{Marker, MarkerState},
     past::{FenceReport, Past},
     probe::ProbeReport,
+    script::version_fence,
     version::Fence,
 };
 use self::{control::Control, marker::OwnKeys};

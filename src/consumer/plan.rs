@@ -14,6 +14,7 @@ use super::{
 use crate::{
     commands::Expiry,
     faults,
+    queue::Envelope,
     target::{Batch, Fence, Marker},
     task::{Command, Mode, Operation, Outcome, Script, Task},
 };
@@ -64,6 +65,15 @@ enum Form<'p> {
     Versioned(Fence<'p>, &'p [u8]),
 }
 
+impl Form<'_> {
+    fn once(envelope: &Envelope, unit: u32) -> Self {
+        if faults::planted("no-marker") {
+            return Self::Plain;
+        }
+        Self::Once(Marker { id_hash: envelope.identity.id_hash(), unit, accepted_at: envelope.accepted_at })
+    }
+}
+
 /// A command as it is sent.
 type Sent<'p> = (&'static str, Vec<Cow<'p, [u8]>>);
 
@@ -101,7 +111,8 @@ impl<'p> Plan<'p> {
                 }
             }
         };
-        Self::Send(Sending { outcome: Outcome::Applied, command: prepared.spec.name, form: Form::Plain, body })
+        let form = if prepared.once { Form::once(&entry.envelope, 0) } else { Form::Plain };
+        Self::Send(Sending { outcome: Outcome::Applied, command: prepared.spec.name, form, body })
     }
 
     /// For one unit of a task that was parsed from its bytes again.
@@ -129,9 +140,7 @@ impl<'p> Plan<'p> {
                 let key = judged.keys.iter().find(|key| key.written).expect("a versioned task writes one key");
                 Form::Versioned(Fence { version: version.get(), id: envelope.id.as_str() }, key.bytes)
             }
-            None if outcome == Outcome::Applied && task.is_once(&judged) && !faults::planted("no-marker") => {
-                Form::Once(Marker { id_hash: envelope.identity.id_hash(), unit, accepted_at: envelope.accepted_at })
-            }
+            None if outcome == Outcome::Applied && task.is_once(&judged) => Form::once(envelope, unit),
             None => Form::Plain,
         };
         Self::Send(Sending { outcome, command: body.name(), form, body })
@@ -155,6 +164,9 @@ impl Sending<'_> {
             }
             (Form::Versioned(fence, key), Body::Script { source, keys, args }) => {
                 batch.push_versioned_script(fence, key, source, words(keys), words(args));
+            }
+            (Form::Once(marker), Body::Stored(prepared, value)) => {
+                batch.push_once(marker, std::iter::once((prepared.spec.name, prepared.args(value))));
             }
             (Form::Once(marker), body) => {
                 let commands = body.commands();

@@ -16,6 +16,8 @@ pub struct Prepared {
     pub ttl: Option<TtlAt>,
     /// When the service meant it, in milliseconds since 1970: what a relative time to live counts from.
     pub meant_ms: i64,
+    /// It must run once only, with a marker.
+    pub once: bool,
     /// Where each argument begins, and its length.
     args: Box<[(u32, u32)]>,
 }
@@ -25,8 +27,7 @@ impl Prepared {
     /// be judged then than a time to live.
     pub fn of(task: &Task<'_>, value: &[u8], accepted_at: Timestamp) -> Option<Self> {
         let Operation::Simple(command) = &task.operation else { return None };
-        let judged = task.deadline.is_some() || task.late.is_some() || task.version.is_some();
-        if judged || (command.class().is_once() && !task.idempotent) {
+        if task.deadline.is_some() || task.late.is_some() || task.version.is_some() {
             return None;
         }
         let mut args = Vec::with_capacity(command.args.len());
@@ -38,6 +39,7 @@ impl Prepared {
             spec: command.spec,
             ttl: command.ttl(),
             meant_ms: task.occurred_at.unwrap_or(accepted_at).as_millisecond(),
+            once: command.class().is_once() && !task.idempotent,
             args: args.into(),
         })
     }
@@ -79,13 +81,15 @@ mod tests {
         check(r#"{"type":"simple","command":"set","args":["k","v é"]}"#, Some(&["k", "v é"]));
         check(r#"{"args":["k",""],"command":"SET","type":"simple"}"#, Some(&["k", ""]));
         check(r#"{"type":"simple","command":"SETEX","args":["k",10,"v"]}"#, Some(&["k", "10", "v"]));
+        check(r#"{"type":"simple","command":"INCR","args":["k"]}"#, Some(&["k"]));
     }
 
     #[test]
     fn what_is_not_sent_as_it_stands_is_parsed_again() {
         check(r#"{"type":"simple","command":"SET","args":["k","a\nb"]}"#, None);
         check(r#"{"type":"simple","command":"SET","args":["aw==","dg=="],"encoding":"base64"}"#, None);
-        check(r#"{"type":"simple","command":"INCR","args":["k"]}"#, None);
+        check(r#"{"type":"simple","command":"SET","args":["k","v"],"version":"1"}"#, None);
+        check(r#"{"type":"simple","command":"SET","args":["k","v"],"deadline":"2026-11-25T12:00:00Z"}"#, None);
         check(r#"{"type":"pipeline","commands":[{"command":"SET","args":["k","v"]}]}"#, None);
     }
 }
