@@ -190,6 +190,8 @@ pub struct Client {
     number: usize,
     random: fastrand::Rng,
     keys: Vec<Key>,
+    /// The key that most of a request is about, so that much happens to it within one checkpoint.
+    favourite: usize,
     /// The version last given to the last of the keys.
     version: u64,
     tasks: usize,
@@ -212,12 +214,13 @@ impl Client {
             left: (overwrites > 10).then_some(EPISODE),
         });
         let keys = keys.into();
-        Self { number, random, keys, version, tasks: 0, has_bytes: false }
+        Self { number, random, keys, favourite: 0, version, tasks: 0, has_bytes: false }
     }
 
     /// What is sent next, in one request.
     pub fn next(&mut self) -> Vec<Task> {
         let count = if self.random.u8(..3) == 0 { 1 } else { self.random.usize(2..7) };
+        self.favourite = self.random.usize(..self.keys.len());
         (0..count).map(|_| self.task(count == 1)).collect()
     }
 
@@ -477,7 +480,7 @@ impl Client {
 
     /// One of the keys, by its place.
     fn any(&mut self) -> usize {
-        let place = self.random.usize(..self.keys.len());
+        let place = if self.random.bool() { self.favourite } else { self.random.usize(..self.keys.len()) };
         self.take_turn(place);
         place
     }
