@@ -241,7 +241,8 @@ impl Client {
             12..60 => self.simple(),
             60..72 => self.each(),
             72..84 => self.atomic(),
-            84..96 => self.script(),
+            84..93 => self.script(),
+            93..96 => self.moving(),
             _ => self.over(),
         };
         self.tasks += 1;
@@ -412,6 +413,27 @@ impl Client {
                 Task::new(script_body(&script), Does::Script(script))
             }
         }
+    }
+
+    /// What is taken from one key and given to another.
+    fn moving(&mut self) -> Task {
+        let command = match self.random.u8(..3) {
+            0 => {
+                let (from, to) = (self.random.usize(..3), self.random.usize(..3));
+                let holds = std::mem::replace(&mut self.keys[from].holds, Nothing);
+                self.keys[to].holds = holds;
+                plain(&["RENAME", &self.keys[from].name, &self.keys[to].name], vec![])
+            }
+            1 => {
+                let (from, to) = (self.key_for(&[List], None), self.key_for(&[Nothing, List], Some(List)));
+                plain(&["LMOVE", &from, &to, "LEFT", "RIGHT"], vec![])
+            }
+            _ => {
+                let ([from, to], member) = (self.sources(), self.field());
+                plain(&["SMOVE", &from, &to, &member], vec![])
+            }
+        };
+        Task::new(self.simple_body(&command), Does::Command(command))
     }
 
     /// A key for a script, mostly one that fits.
