@@ -242,6 +242,8 @@ struct History<'p, 'a> {
 struct Segment {
     key: usize,
     ttl: Ttl,
+    /// Whether that is so whatever TTL the key had before: no option (`NX`, `GT`, ...) has asked for it.
+    is_certain: bool,
     /// The command that said so last.
     decider: Option<usize>,
     next: Option<usize>,
@@ -303,7 +305,14 @@ impl<'p, 'a> History<'p, 'a> {
                 self.is_there.len() - 1
             }
         };
-        self.segments.push(Segment { key, ttl: Ttl::Unknown, decider: None, next: None, is_over: false });
+        self.segments.push(Segment {
+            key,
+            ttl: Ttl::Unknown,
+            is_certain: true,
+            decider: None,
+            next: None,
+            is_over: false,
+        });
         number
     }
 
@@ -348,6 +357,8 @@ impl<'p, 'a> History<'p, 'a> {
         let Some(own) = self.expires_at[number] else { return Member::Plain };
         let (at, removes) = match command.ttl_effect() {
             TtlEffect::Fields(_) => (own, self.wrote_fields_of(number)),
+            // It is set as it was meant, since which one stands at last only the server can tell.
+            _ if own > self.now && self.segments_of(number).any(|segment| !segment.is_certain) => (own, false),
             // What comes later decides: with its own TTL the key could be gone by then.
             _ => {
                 let alive = self.segments_of(number).filter(|segment| !segment.is_over);
@@ -398,6 +409,12 @@ impl Segment {
             (TtlEffect::None, _) if command.overwrite() == Overwrite::Whole => Some(Ttl::Never),
             _ => None,
         };
+        let sets = matches!(command.ttl_effect(), TtlEffect::Sets(_) | TtlEffect::SetsIf(_));
+        if sets && expires_at.is_some() && is_conditional(command) {
+            self.is_certain &= self.ttl != Ttl::Unknown;
+        } else if ttl.is_some() {
+            self.is_certain = true;
+        }
         if let Some(ttl) = ttl {
             self.ttl = ttl;
             self.decider = Some(number);
@@ -405,10 +422,20 @@ impl Segment {
     }
 }
 
+/// Whether a command that sets a TTL asks for what is there first.
+fn is_conditional(command: &Command<'_>) -> bool {
+    matches!(command.ttl_effect(), TtlEffect::SetsIf(_))
+        || ["NX", "XX", "GT", "LT"].iter().any(|word| has_option(command, word))
+}
+
+fn has_option(command: &Command<'_>, word: &str) -> bool {
+    command.args.iter().skip(2).any(|arg| arg.eq_ignore_ascii_case(word.as_bytes()))
+}
+
 impl Ttl {
     /// What a command makes of it that sets a TTL. None: nothing.
     fn set(self, command: &Command<'_>, at: i64) -> Option<Self> {
-        let has = |word: &str| command.args.iter().skip(2).any(|arg| arg.eq_ignore_ascii_case(word.as_bytes()));
+        let has = |word| has_option(command, word);
         let asks_for_a_ttl = command.spec.name.contains("EXPIRE");
         let applies = match (self, command.ttl_effect()) {
             (Self::At(old), _) => !(has("NX") || (has("LT") && at >= old) || (has("GT") && at <= old)),

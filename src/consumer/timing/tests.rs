@@ -73,6 +73,15 @@ fn a_ttl_that_has_passed_takes_the_other_writes_to_its_key_with_it() {
 }
 
 #[test]
+fn options_are_left_to_the_server_while_there_is_time() {
+    use Member::Expiring;
+    // Which of the two stands depends on the TTL that the key has, so each keeps its own.
+    check(&["EXPIRE k 60 XX", "EXPIRE k 90 NX"], 1, &[Expiring(at(60)), Expiring(at(90))]);
+    check(&["EXPIRE k 60 NX", "EXPIRE k 90 LT"], 1, &[Expiring(at(60)), Expiring(at(90))]);
+    check(&["EXPIRE k 60 XX", "EXPIRE k 90"], 1, &[Expiring(at(90)), Expiring(at(90))]);
+}
+
+#[test]
 fn what_is_written_with_another_key_is_removed_again() {
     use Member::{Expired, Expiring, Plain};
     check(&["MSET k v j v", "EXPIRE k 60"], 61, &[Plain, Expiring(at(60))]);

@@ -85,7 +85,7 @@ pub fn run(plan: Plan<'_>) -> Result<Summary, Failed> {
         story: Vec::new(),
     };
     while clients.iter().any(|client| !client.is_finished()) {
-        nemesis.pause(10..200);
+        nemesis.pause(50..500);
         if plan.faults {
             nemesis.strike();
         }
@@ -95,7 +95,7 @@ pub fn run(plan: Plan<'_>) -> Result<Summary, Failed> {
     // What is still to be made meets some more.
     for _ in 0..if plan.faults { 3 } else { 0 } {
         nemesis.strike();
-        nemesis.pause(10..100);
+        nemesis.pause(50..500);
     }
     nemesis.make_peace();
     let is_done = wait_until_done(&mut nemesis);

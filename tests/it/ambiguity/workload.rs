@@ -164,12 +164,25 @@ const SCRIPTS: &[ScriptLine] = &[
     ),
 ];
 
+/// Tasks for which a key is used, where it is not used for all.
+const EPISODE: u8 = 8;
+
+/// What all keys begin with.
+pub const KEYS: &str = "svc";
+
+fn name(client: usize, base: &str, task: usize) -> String {
+    format!("{KEYS}{client}:{base}:{task}")
+}
+
 struct Key {
+    base: &'static str,
     name: String,
     holds: Holds,
     /// Of a hundred overwrites, how many it gets. On a key that is overwritten often all kinds of writes meet; on one
     /// that never is, whatever went wrong is still to be seen in the end.
     overwrites: u8,
+    /// Tasks until another key takes its place, and it is left as it is: so what went wrong is not overwritten either.
+    left: Option<u8>,
 }
 
 /// One service: it writes to keys of its own, one request after the other.
@@ -177,6 +190,8 @@ pub struct Client {
     number: usize,
     random: fastrand::Rng,
     keys: Vec<Key>,
+    /// The key that most of a request is about, so that much happens to it within one checkpoint.
+    favourite: usize,
     /// The version last given to the last of the keys.
     version: u64,
     tasks: usize,
@@ -187,36 +202,31 @@ pub struct Client {
 impl Client {
     pub fn new(number: usize, mut random: fastrand::Rng) -> Self {
         // The sources of SINTERSTORE are the two before the last; the last has versions.
-        let names = [
-            ("{wild}:1", 60),
-            ("b", 10),
-            ("c {}", 3),
-            ("d", 0),
-            ("e", 0),
-            ("set:1", 0),
-            ("set:2", 0),
-            ("versioned", 8),
-        ];
+        let keys =
+            [("{wild}", 60), ("b ", 30), ("c", 15), ("d", 0), ("e", 0), ("set-1", 0), ("set-2", 0), ("versioned", 8)];
         // Where versions get a digit more, and where numbers of 53 bits end.
         let version = *random.choice(&[1, 95, (1 << 53) - 2]).expect("there are some");
-        let key = |(name, overwrites): (&str, _)| Key {
-            name: format!("{number}:{name}"),
-            holds: if name.starts_with("set") { Set } else { Nothing },
+        let keys = keys.map(|(base, overwrites)| Key {
+            base,
+            name: name(number, base, 0),
+            holds: if base.starts_with("set") { Set } else { Nothing },
             overwrites,
-        };
-        let keys = names.map(key).into_iter().collect();
-        Self { number, random, keys, version, tasks: 0, has_bytes: false }
+            left: (overwrites > 10).then_some(EPISODE),
+        });
+        let keys = keys.into();
+        Self { number, random, keys, favourite: 0, version, tasks: 0, has_bytes: false }
     }
 
     /// What is sent next, in one request.
     pub fn next(&mut self) -> Vec<Task> {
         let count = if self.random.u8(..3) == 0 { 1 } else { self.random.usize(2..7) };
+        self.favourite = self.random.usize(..self.keys.len());
         (0..count).map(|_| self.task(count == 1)).collect()
     }
 
     /// How long it waits after that.
     pub fn pause(&mut self) -> std::time::Duration {
-        std::time::Duration::from_millis(self.random.u64(0..60))
+        std::time::Duration::from_millis(self.random.u64(0..100))
     }
 
     /// Whether it repeats an earlier request, as one does whose answer came too late.
@@ -231,7 +241,8 @@ impl Client {
             12..60 => self.simple(),
             60..72 => self.each(),
             72..84 => self.atomic(),
-            84..96 => self.script(),
+            84..93 => self.script(),
+            93..96 => self.moving(),
             _ => self.over(),
         };
         self.tasks += 1;
@@ -251,7 +262,7 @@ impl Client {
 
     /// Writes what is written nowhere else, so that an old value in the end is a write that was made too late.
     fn register(&mut self) -> Task {
-        let key = format!("{}:register:{}", self.number, self.random.u8(..2));
+        let key = name(self.number, "register", self.random.usize(..2));
         let command = plain(&["SET", &key], self.values(1));
         Task::new(self.simple_body(&command), Does::Command(command))
     }
@@ -290,7 +301,7 @@ impl Client {
 
     /// A task whose own time is over.
     fn over(&mut self) -> Task {
-        let ghost = format!("{}:ghost", self.number);
+        let ghost = name(self.number, "ghost", 0);
         let key = self.any();
         let key = self.keys[key].name.clone();
         let mut task = match self.random.u8(..4) {
@@ -376,6 +387,7 @@ impl Client {
     fn script(&mut self) -> Task {
         let value = format!("{}.{} ", self.number, self.tasks);
         let overwrites = |source, key: &Key, args| Script { source, keys: vec![key.name.clone()], args, ttl_arg: None };
+        self.take_turn(0);
         let wild = &mut self.keys[0];
         match self.random.u8(..10) {
             0 => {
@@ -403,6 +415,27 @@ impl Client {
         }
     }
 
+    /// What is taken from one key and given to another.
+    fn moving(&mut self) -> Task {
+        let command = match self.random.u8(..3) {
+            0 => {
+                let (from, to) = (self.random.usize(..3), self.random.usize(..3));
+                let holds = std::mem::replace(&mut self.keys[from].holds, Nothing);
+                self.keys[to].holds = holds;
+                plain(&["RENAME", &self.keys[from].name, &self.keys[to].name], vec![])
+            }
+            1 => {
+                let (from, to) = (self.key_for(&[List], None), self.key_for(&[Nothing, List], Some(List)));
+                plain(&["LMOVE", &from, &to, "LEFT", "RIGHT"], vec![])
+            }
+            _ => {
+                let ([from, to], member) = (self.sources(), self.field());
+                plain(&["SMOVE", &from, &to, &member], vec![])
+            }
+        };
+        Task::new(self.simple_body(&command), Does::Command(command))
+    }
+
     /// A key for a script, mostly one that fits.
     fn key_for(&mut self, fits: &[Holds], leaves: Option<Holds>) -> String {
         loop {
@@ -428,7 +461,7 @@ impl Client {
             let mut at = self.random.u32(..all);
             let line = MENU.iter().find(|(weight, ..)| at.checked_sub(*weight).map(|rest| at = rest).is_none());
             let (_, fits, leaves, make) = line.expect("the weights add up to all");
-            let Key { name, holds, overwrites } = &mut self.keys[key];
+            let Key { name, holds, overwrites, .. } = &mut self.keys[key];
             let is_overwrite = fits.len() == ANYTHING.len() && leaves.is_some();
             let stands = !is_overwrite || self.random.u8(..100) < *overwrites;
             let does_fit = fits.contains(holds);
@@ -469,7 +502,21 @@ impl Client {
 
     /// One of the keys, by its place.
     fn any(&mut self) -> usize {
-        self.random.usize(..self.keys.len())
+        let place = if self.random.bool() { self.favourite } else { self.random.usize(..self.keys.len()) };
+        self.take_turn(place);
+        place
+    }
+
+    fn take_turn(&mut self, place: usize) {
+        let key = &mut self.keys[place];
+        match &mut key.left {
+            Some(0) => {
+                (key.name, key.holds) = (name(self.number, key.base, self.tasks), Nothing);
+                key.left = Some(EPISODE);
+            }
+            Some(left) => *left -= 1,
+            None => {}
+        }
     }
 
     fn sources(&self) -> [String; 2] {
