@@ -146,8 +146,8 @@ fn a_unit_is_expired_before_it_is_late() {
         (LateAction::Drop, Timing::Drop),
         (LateAction::Invalidate, Timing::Invalidate),
     ] {
-        assert_eq!(judge(None, late(action), None, 30), plain);
-        assert_eq!(judge(None, late(action), None, 31), expected);
+        assert_eq!(judge(None, late(action), None, 29), plain);
+        assert_eq!(judge(None, late(action), None, 30), expected);
         let unlink = action == LateAction::Invalidate;
         assert_eq!(judge(Some(20), late(action), None, 40), Timing::Expired { unlink });
         assert_eq!(judge(None, late(action), Some(20), 25), Timing::Expired { unlink });

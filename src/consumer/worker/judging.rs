@@ -38,8 +38,8 @@ impl Worker {
                 }
             }
             Ok(result) => {
-                if let Some(name) = &result.spoilt {
-                    self.add_past(Past::Connection(name.clone()));
+                if let Some(name) = result.spoilt {
+                    self.add_past(Past::Connection(name));
                 }
                 let signal = result.target_failure().cloned();
                 match signal {

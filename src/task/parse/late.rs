@@ -18,7 +18,7 @@ impl Check<'_> {
         if !is_set(&late.action) {
             self.errors.invalid("/late/do", "`do` is missing: one of replay, invalidate, drop");
         }
-        let action = self.choice("late/do", late.action, choices.into_iter());
+        let action = self.choice("late/do", late.action, choices);
         Some(Late { after: after?, action: action? })
     }
 

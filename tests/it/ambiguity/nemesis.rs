@@ -172,7 +172,7 @@ impl Nemesis<'_> {
     /// Nothing goes wrong any more; but what is stalled is still to come.
     pub fn make_peace(&mut self) {
         self.tell("peace");
-        self.proxy.set_mode(Mode::Pass);
+        self.proxy.calm();
         self.is_over = true;
         self.tend();
     }

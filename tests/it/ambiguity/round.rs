@@ -48,9 +48,16 @@ impl fmt::Display for Summary {
 
 /// A round whose end is not what it must be.
 pub struct Failed {
-    pub differences: Vec<String>,
+    differences: Vec<String>,
     /// Where everything is kept that was there in the end.
-    pub artefacts: PathBuf,
+    artefacts: PathBuf,
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "what was left of it is in {}", self.artefacts.display())?;
+        f.write_str(&self.differences.join("\n"))
+    }
 }
 
 pub fn run(plan: Plan<'_>) -> Result<Summary, Failed> {

@@ -135,6 +135,13 @@ impl Proxy {
         self.state().muted_by = Some(text.to_owned());
     }
 
+    /// Lets everything pass from now on. Links stay as they are.
+    pub fn calm(&self) {
+        let mut state = self.state();
+        state.mode = Mode::Pass;
+        (state.stalled_by, state.muted_by, state.replies_left) = (None, None, None);
+    }
+
     /// Links that wait to be healed.
     pub fn stalled(&self) -> usize {
         self.state().stalled
@@ -148,6 +155,8 @@ impl Proxy {
             if state.mode == Mode::Stall {
                 state.mode = Mode::Pass;
             }
+            // What arrives late would be the next to be stalled.
+            state.stalled_by = None;
             state.healed += 1;
         }
         wait_until("stalled links to deliver what they have", || self.stalled() == 0);
