@@ -133,48 +133,41 @@ impl<'r> Check<'r> {
         }
         let kind = self.choice("type", body.kind.take(), choices)?;
         let base64 = self.choice("encoding", body.encoding.take(), [("base64", ())]).is_some();
+        let args = [("args", has_items(&body.args))];
+        let of_simple = [("command", is_set(&body.command))];
+        let of_pipeline = [
+            ("commands", body.commands.as_ref().is_some_and(|commands| !commands.items.is_empty())),
+            ("mode", is_set(&body.mode)),
+        ];
+        let of_script = [
+            ("script", is_set(&body.script)),
+            ("keys", has_items(&body.keys)),
+            ("ttl_args", body.ttl_args.as_ref().is_some_and(|args| !args.items.is_empty())),
+            ("written_keys", has_items(&body.written_keys)),
+        ];
         match kind {
             Kind::Simple => {
-                self.refuse_foreign(
-                    body,
-                    "simple",
-                    &["commands", "mode", "script", "keys", "ttl_args", "written_keys"],
-                );
+                self.refuse_foreign("simple", of_pipeline.iter().chain(&of_script));
                 let command = BodyCommand { command: body.command.take(), args: body.args.take() };
                 self.command(Place::Body, command, base64).map(Operation::Simple)
             }
             Kind::Pipeline => {
-                self.refuse_foreign(
-                    body,
-                    "pipeline",
-                    &["command", "args", "script", "keys", "ttl_args", "written_keys"],
-                );
+                self.refuse_foreign("pipeline", of_simple.iter().chain(&args).chain(&of_script));
                 let modes = [("each", Mode::Each), ("atomic", Mode::Atomic)];
                 let mode = self.choice("mode", body.mode.take(), modes).unwrap_or(Mode::Each);
                 let commands = self.commands(body.commands.take().unwrap_or_default(), base64)?;
                 Some(Operation::Pipeline { mode, commands })
             }
             Kind::Lua => {
-                self.refuse_foreign(body, "lua", &["command", "commands", "mode"]);
+                self.refuse_foreign("lua", of_simple.iter().chain(&of_pipeline));
                 self.script(body, base64).map(Operation::Lua)
             }
         }
     }
 
-    /// Refuses the fields of other types of task.
-    fn refuse_foreign(&mut self, body: &Body<'_>, kind: &str, foreign: &[&str]) {
-        let set = |field: &str| match field {
-            "command" => is_set(&body.command),
-            "args" => body.args.as_ref().is_some_and(|args| !args.items.is_empty()),
-            "commands" => body.commands.as_ref().is_some_and(|commands| !commands.items.is_empty()),
-            "mode" => is_set(&body.mode),
-            "script" => is_set(&body.script),
-            "keys" => body.keys.as_ref().is_some_and(|keys| !keys.items.is_empty()),
-            "ttl_args" => body.ttl_args.as_ref().is_some_and(|args| !args.items.is_empty()),
-            "written_keys" => body.written_keys.as_ref().is_some_and(|keys| !keys.items.is_empty()),
-            other => unreachable!("no type of task lacks the field {other}"),
-        };
-        for field in foreign.iter().filter(|field| set(field)) {
+    /// Refuses those fields of other types of task that are set.
+    fn refuse_foreign<'f>(&mut self, kind: &str, fields: impl Iterator<Item = &'f (&'static str, bool)>) {
+        for (field, _) in fields.filter(|(_, set)| *set) {
             self.errors.invalid(format!("/{field}"), format!("a task of type {kind} has no such field"));
         }
     }
@@ -265,9 +258,11 @@ impl<'r> Check<'r> {
 
     /// Whether all keys, and patterns of keys, begin as the rules want.
     fn check_keys(&mut self, place: Place, command: &Command<'_>) -> bool {
-        let patterns = command.spec.patterns(&command.args);
         let mut allowed = true;
-        for index in command.key_indexes().chain(patterns) {
+        for index in command.key_indexes() {
+            allowed &= self.check_key(place, "args", index, &command.args[index]);
+        }
+        for index in command.spec.patterns(&command.args) {
             allowed &= self.check_key(place, "args", index, &command.args[index]);
         }
         allowed
@@ -461,6 +456,10 @@ impl<'r> Check<'r> {
         }
         chosen
     }
+}
+
+fn has_items(list: &Option<Strings<'_>>) -> bool {
+    list.as_ref().is_some_and(|list| !list.items.is_empty())
 }
 
 fn is_set(value: &Option<Value<'_>>) -> bool {
