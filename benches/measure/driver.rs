@@ -31,33 +31,63 @@ pub fn key(number: u32) -> String {
     format!("key:{number:012}")
 }
 
+/// What a task does to its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// SET of 100 bytes.
+    Set,
+    /// The same with a time to live.
+    SetEx,
+    /// INCR, which is made once.
+    Incr,
+}
+
+impl Work {
+    fn command(self) -> &'static str {
+        match self {
+            Self::Set | Self::SetEx => "SET",
+            Self::Incr => "INCR",
+        }
+    }
+
+    /// What follows the key among the arguments.
+    fn rest(self) -> String {
+        let value = "v".repeat(100);
+        match self {
+            Self::Set => format!(r#","{value}""#),
+            Self::SetEx => format!(r#","{value}","EX","86400""#),
+            Self::Incr => String::new(),
+        }
+    }
+}
+
 /// What is sent: single tasks, or batches of so many.
 #[derive(Clone, Copy, Debug)]
 pub enum Shape {
-    Single,
-    Batch(u32),
+    Single(Work),
+    Batch(Work, u32),
 }
 
 impl Shape {
     fn tasks(self) -> u32 {
         match self {
-            Self::Single => 1,
-            Self::Batch(tasks) => tasks,
+            Self::Single(_) => 1,
+            Self::Batch(_, tasks) => tasks,
         }
     }
 }
 
-/// A body of about 300 bytes, as services send it: a SET of 100 bytes with an id and context.
-fn task_template() -> String {
-    let value = "v".repeat(100);
+/// A body as services send it, with an id and context: about 300 bytes for a SET.
+fn task_template(work: Work) -> String {
+    let (command, rest) = (work.command(), work.rest());
     format!(
-        r#"{{"type":"simple","id":"bench-{PLACE}","command":"SET","args":["key:000{PLACE}","{value}"],"source":"checkout","user_uuid":"7f9c24e8-3b12-4fef-91e0-57cb9c7b1e55","error":"dial tcp 10.0.0.7:6379: i/o timeout"}}"#
+        r#"{{"type":"simple","id":"bench-{PLACE}","command":"{command}","args":["key:000{PLACE}"{rest}],"source":"checkout","user_uuid":"7f9c24e8-3b12-4fef-91e0-57cb9c7b1e55","error":"dial tcp 10.0.0.7:6379: i/o timeout"}}"#
     )
 }
 
 /// A single task's body, as [`Shape::Single`] sends it.
-pub fn body(number: u32) -> String {
-    task_template().replace(PLACE, &format!("{number:09}"))
+pub fn body(work: Work, number: u32) -> String {
+    task_template(work).replace(PLACE, &format!("{number:09}"))
 }
 
 /// A request with places for numbers.
@@ -68,11 +98,11 @@ struct Template {
 
 impl Template {
     fn new(address: SocketAddr, shape: Shape) -> Self {
-        let task = task_template();
         let (path, body) = match shape {
-            Shape::Single => ("/tasks", task),
-            Shape::Batch(tasks) => {
-                ("/tasks/batch", format!(r#"{{"tasks":[{}]}}"#, vec![task; tasks as usize].join(",")))
+            Shape::Single(work) => ("/tasks", task_template(work)),
+            Shape::Batch(work, tasks) => {
+                let tasks = vec![task_template(work); tasks as usize].join(",");
+                ("/tasks/batch", format!(r#"{{"tasks":[{tasks}]}}"#))
             }
         };
         let request = format!(
@@ -241,7 +271,7 @@ pub async fn open_loop(
 ) -> io::Result<Ran> {
     let mut clients = Vec::new();
     for _ in 0..connections {
-        clients.push(Client::connect(address, Shape::Single).await?);
+        clients.push(Client::connect(address, Shape::Single(Work::Set)).await?);
     }
     let pool = Arc::new((Semaphore::new(connections), Mutex::new(clients)));
     let (due, mut dues) = mpsc::unbounded_channel();
@@ -271,7 +301,7 @@ pub async fn open_loop(
     let mut all = Ran::new();
     while let Some(ended) = running.join_next().await {
         let (number, status, latency) = ended.expect("no request panics");
-        all.note(number, Shape::Single, status, latency);
+        all.note(number, Shape::Single(Work::Set), status, latency);
     }
     clock.join().expect("the clock does not panic");
     all.elapsed = start.elapsed();
@@ -282,7 +312,7 @@ pub async fn open_loop(
 pub async fn first_accepted(address: SocketAddr, number: u32, patience: Duration) -> io::Result<()> {
     let start = Instant::now();
     while start.elapsed() < patience {
-        if let Ok(mut client) = Client::connect(address, Shape::Single).await
+        if let Ok(mut client) = Client::connect(address, Shape::Single(Work::Set)).await
             && matches!(client.send(number).await, Ok(202))
         {
             return Ok(());

@@ -17,7 +17,7 @@ use redrive::{
 };
 
 use super::{
-    driver,
+    driver::{self, Work},
     private::{
         frame::{Kind, Pair, SegmentHeader},
         schedule::{Keys, Schedule},
@@ -81,7 +81,7 @@ fn per_run(path: &str, tool: &str, options: &[&str], line: &str) -> anyhow::Resu
 
 /// Goes a path so many times.
 pub fn run(path: &str, runs: u64) -> anyhow::Result<Duration> {
-    let body = Bytes::from(driver::body(1));
+    let body = Bytes::from(driver::body(Work::Set, 1));
     let rules = Rules::new(task::Config::default(), ["default".to_owned()]);
     let now = Timestamp::now();
     let task = Task::parse(&body, &rules, now).map_err(|refusal| anyhow::anyhow!(refusal.detail))?;

@@ -69,9 +69,16 @@ pub struct Sidecar {
 impl Sidecar {
     /// Starts it; does not wait until it serves.
     pub fn start(data: &Path, redis: SocketAddr) -> io::Result<Self> {
+        Self::start_by(&[], data, redis)
+    }
+
+    /// The same, run by a program that comes before it on the command line; empty: by none.
+    pub fn start_by(runner: &[String], data: &Path, redis: SocketAddr) -> io::Result<Self> {
         let address = free_address()?;
+        let mut words = runner.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_redrive")]);
         let process = Process::start(
-            Command::new(env!("CARGO_BIN_EXE_redrive"))
+            Command::new(words.next().expect("the sidecar is one of them"))
+                .args(words)
                 .arg("serve")
                 .args(["--listen", &address.to_string(), "--ops-listen", "127.0.0.1:0"])
                 .args(["--redis-url", &format!("redis://{redis}/0")])

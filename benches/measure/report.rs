@@ -1,6 +1,6 @@
 //! What was measured, as a table.
 
-use std::{fmt::Write as _, fs, process::Command};
+use std::{collections::HashMap, fmt::Write as _, fs, process::Command};
 
 /// Several measurements of the same thing.
 #[derive(Clone, Debug, Default)]
@@ -38,9 +38,21 @@ struct Row {
 pub struct Report {
     rows: Vec<Row>,
     missed_gates: Vec<String>,
+    /// What was measured before, by what it is.
+    before: HashMap<String, String>,
 }
 
 impl Report {
+    /// An empty one, which shows beside each number what stands in this document.
+    pub fn beside(path: &str) -> Self {
+        let document = fs::read_to_string(path).unwrap_or_default();
+        let rows = document.lines().filter_map(|line| {
+            let mut cells = line.strip_prefix("| ")?.split(" | ");
+            Some((cells.next()?.to_owned(), cells.next()?.to_owned()))
+        });
+        Self { before: rows.collect(), ..Self::default() }
+    }
+
     /// Something without a goal.
     pub fn note(&mut self, what: &str, measured: &str) {
         self.add(what, measured, "", None);
@@ -61,7 +73,9 @@ impl Report {
 
     fn add(&mut self, what: &str, measured: &str, goal: &str, reached: Option<bool>) {
         let row = Row { what: what.into(), measured: measured.into(), goal: goal.into(), reached };
-        println!("{:<52} {:<34} {:<24} {}", row.what, row.measured, row.goal, verdict(&row));
+        let before = self.before.get(what).map(|before| format!("before: {before}")).unwrap_or_default();
+        let line = format!("{what:<52} {measured:<34} {goal:<16} {:<12} {before}", verdict(&row));
+        println!("{}", line.trim_end());
         self.rows.push(row);
     }
 

@@ -3,7 +3,11 @@
 pub mod drain;
 pub mod footprint;
 pub mod ingest;
+pub mod instructions;
 pub mod latency;
+pub mod markers;
+pub mod once;
+pub mod ttl;
 
-/// How often each comparison is made.
-const ROUNDS: usize = 5;
+/// Tasks of a backlog that is drained.
+const BACKLOG: u32 = 500_000;

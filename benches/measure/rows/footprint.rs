@@ -5,22 +5,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    super::{
-        driver::{self, Shape, Until},
-        processes::{self, Sidecar, free_address},
-        report::{Report, Samples},
-    },
-    ROUNDS,
+use super::super::{
+    driver::{self, Shape, Until, Work},
+    processes::{self, Sidecar, free_address},
+    report::{Report, Samples},
 };
 
 const QUEUED: u32 = 1_000_000;
 
-pub async fn measure(scratch: &Path, report: &mut Report) -> anyhow::Result<()> {
+pub async fn measure(scratch: &Path, rounds: usize, report: &mut Report) -> anyhow::Result<()> {
     let nobody = free_address()?;
     let mut cold = Samples::default();
     let mut idle = Samples::default();
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let data = scratch.join(format!("cold-{round}"));
         let start = Instant::now();
         let sidecar = Sidecar::start(&data, nobody)?;
@@ -34,7 +31,7 @@ pub async fn measure(scratch: &Path, report: &mut Report) -> anyhow::Result<()> 
 
     let data = scratch.join("queued");
     let sidecar = Sidecar::serving(&data, nobody).await?;
-    let ran = driver::closed_loop(sidecar.address, 64, Shape::Single, 0, Until::Sent(QUEUED)).await?;
+    let ran = driver::closed_loop(sidecar.address, 64, Shape::Single(Work::Set), 0, Until::Sent(QUEUED)).await?;
     anyhow::ensure!(ran.failed == 0, "{} of a million requests were not taken", ran.failed);
     tokio::time::sleep(Duration::from_secs(1)).await;
     let limit = idle.median() + 32.0;
@@ -47,7 +44,7 @@ pub async fn measure(scratch: &Path, report: &mut Report) -> anyhow::Result<()> 
 
     let mut backlog = Samples::default();
     let mut after = Samples::default();
-    for round in 0..ROUNDS as u32 {
+    for round in 0..rounds as u32 {
         let start = Instant::now();
         let sidecar = Sidecar::start(&data, nobody)?;
         driver::first_accepted(sidecar.address, QUEUED + round, Duration::from_secs(20)).await?;

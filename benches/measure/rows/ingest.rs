@@ -2,14 +2,11 @@
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
-use super::{
-    super::{
-        driver::{self, Ran, Shape, Until},
-        processes::{self, Process, Sidecar, free_address},
-        redis::Redis,
-        report::{Report, Samples},
-    },
-    ROUNDS,
+use super::super::{
+    driver::{self, Ran, Shape, Until, Work},
+    processes::{self, Process, Sidecar, free_address},
+    redis::Redis,
+    report::{Report, Samples},
 };
 
 const CONNECTIONS: usize = 64;
@@ -41,7 +38,7 @@ struct Run {
 }
 
 async fn run(server: &Sidecar, shape: Shape) -> anyhow::Result<Run> {
-    let connections = if matches!(shape, Shape::Single) { CONNECTIONS } else { 8 };
+    let connections = if matches!(shape, Shape::Single(_)) { CONNECTIONS } else { 8 };
     let cpu = server.process.cpu();
     let ran = driver::closed_loop(server.address, connections, shape, 0, Until::Elapsed(TIME)).await?;
     let cpu = server.process.cpu() - cpu;
@@ -49,24 +46,26 @@ async fn run(server: &Sidecar, shape: Shape) -> anyhow::Result<Run> {
     Ok(Run { cpu_us: cpu.as_secs_f64() * 1e6 / ran.accepted.len() as f64, ran })
 }
 
-pub async fn measure(scratch: &Path, report: &mut Report) -> anyhow::Result<()> {
+pub async fn measure(scratch: &Path, rounds: usize, report: &mut Report) -> anyhow::Result<()> {
     let address = free_address()?;
     let (redis_process, mut redis) = processes::redis(address, scratch).await?;
     let (mut echo, mut paused, mut live, mut batch) =
         (Side::default(), Side::default(), Side::default(), Side::default());
     let mut missing = 0;
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         let server = processes::echo().await?;
-        let bare = run(&server, Shape::Single).await?;
+        let bare = run(&server, Shape::Single(Work::Set)).await?;
         let rate = bare.ran.rate();
         echo.note(&bare, rate);
         drop(server);
 
-        let single = take(scratch, free_address()?, Shape::Single, &mut redis, address, &mut missing).await?;
+        let single =
+            take(scratch, free_address()?, Shape::Single(Work::Set), &mut redis, address, &mut missing).await?;
         paused.note(&single, rate);
-        let run = take(scratch, address, Shape::Single, &mut redis, address, &mut missing).await?;
+        let run = take(scratch, address, Shape::Single(Work::Set), &mut redis, address, &mut missing).await?;
         live.note(&run, rate);
-        let run = take(scratch, free_address()?, Shape::Batch(100), &mut redis, address, &mut missing).await?;
+        let run =
+            take(scratch, free_address()?, Shape::Batch(Work::Set, 100), &mut redis, address, &mut missing).await?;
         batch.note(&run, single.ran.rate());
     }
     drop::<Process>(redis_process);

@@ -2,28 +2,25 @@
 
 use std::{path::Path, time::Duration};
 
-use super::{
-    super::{
-        driver::{self, Shape, Until},
-        processes::{self, Sidecar, free_address},
-        raw_sync,
-        report::{Report, Samples},
-    },
-    ROUNDS,
+use super::super::{
+    driver::{self, Shape, Until, Work},
+    processes::{self, Sidecar, free_address},
+    raw_sync,
+    report::{Report, Samples},
 };
 
 const PER_SECOND: u32 = 1000;
 const TIME: Duration = Duration::from_secs(4);
 const BACKLOG: u32 = 300_000;
 
-pub async fn measure(scratch: &Path, report: &mut Report) -> anyhow::Result<()> {
+pub async fn measure(scratch: &Path, rounds: usize, report: &mut Report) -> anyhow::Result<()> {
     let (mut raw, mut ours, mut over, mut cores) =
         (Samples::default(), Samples::default(), Samples::default(), Samples::default());
     let (mut draining, mut draining_over) = (Samples::default(), Samples::default());
     let address = free_address()?;
     let (redis_process, mut redis) = processes::redis(address, scratch).await?;
     let mut missing = 0;
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         redis.flush().await?;
         let alone = raw_sync::at_rate(scratch, PER_SECOND, TIME)?.value_at_quantile(0.99) as f64 / 1e3;
         raw.push(alone);
@@ -37,7 +34,8 @@ pub async fn measure(scratch: &Path, report: &mut Report) -> anyhow::Result<()> 
         ours.push(ran.millis_at(0.99));
         over.push(ran.millis_at(0.99) - alone);
         let first = ran.accepted.len() as u32;
-        let backlog = driver::closed_loop(sidecar.address, 64, Shape::Single, first, Until::Sent(BACKLOG)).await?;
+        let backlog =
+            driver::closed_loop(sidecar.address, 64, Shape::Single(Work::Set), first, Until::Sent(BACKLOG)).await?;
         anyhow::ensure!(backlog.failed == 0, "{} requests were not answered 202", backlog.failed);
         sidecar.process.stop();
 
