@@ -242,8 +242,10 @@ struct History<'p, 'a> {
 struct Segment {
     key: usize,
     ttl: Ttl,
-    /// Whether that is so whatever TTL the key had before: no option (`NX`, `GT`, ...) has asked for it.
+    /// Whether that is so whatever was there before: no option (`NX`, `GT`, ...) asked for it, and nothing can be refused.
     is_certain: bool,
+    /// It begins with a text, so that what wants one is not refused.
+    is_text: bool,
     /// The command that said so last.
     decider: Option<usize>,
     next: Option<usize>,
@@ -309,6 +311,7 @@ impl<'p, 'a> History<'p, 'a> {
             key,
             ttl: Ttl::Unknown,
             is_certain: true,
+            is_text: false,
             decider: None,
             next: None,
             is_over: false,
@@ -409,11 +412,12 @@ impl Segment {
             (TtlEffect::None, _) if command.overwrite() == Overwrite::Whole => Some(Ttl::Never),
             _ => None,
         };
-        let sets = matches!(command.ttl_effect(), TtlEffect::Sets(_) | TtlEffect::SetsIf(_));
-        if sets && expires_at.is_some() && is_conditional(command) {
-            self.is_certain &= self.ttl != Ttl::Unknown;
-        } else if ttl.is_some() {
-            self.is_certain = true;
+        let asks = is_conditional(command) && expires_at.is_some();
+        if asks || ttl.is_some() {
+            let is_known = !asks || (self.is_certain && self.ttl != Ttl::Unknown);
+            self.is_text |= matches!(command.spec.name, "SET" | "SETEX" | "PSETEX" | "MSET");
+            let finds_text = self.is_text && command.spec.name == "GETEX";
+            self.is_certain = is_known && (finds_text || is_never_refused(command));
         }
         if let Some(ttl) = ttl {
             self.ttl = ttl;
@@ -426,6 +430,24 @@ impl Segment {
 fn is_conditional(command: &Command<'_>) -> bool {
     matches!(command.ttl_effect(), TtlEffect::SetsIf(_))
         || ["NX", "XX", "GT", "LT"].iter().any(|word| has_option(command, word))
+}
+
+/// Whether a command that decides about a TTL does so whatever the key holds.
+fn is_never_refused(command: &Command<'_>) -> bool {
+    matches!(
+        command.spec.name,
+        "SET"
+            | "SETEX"
+            | "PSETEX"
+            | "MSET"
+            | "DEL"
+            | "UNLINK"
+            | "PERSIST"
+            | "EXPIRE"
+            | "PEXPIRE"
+            | "EXPIREAT"
+            | "PEXPIREAT"
+    )
 }
 
 fn has_option(command: &Command<'_>, word: &str) -> bool {

@@ -73,12 +73,15 @@ fn a_ttl_that_has_passed_takes_the_other_writes_to_its_key_with_it() {
 }
 
 #[test]
-fn options_are_left_to_the_server_while_there_is_time() {
-    use Member::Expiring;
+fn what_only_the_server_knows_is_left_to_it_while_there_is_time() {
+    use Member::{Expiring, Plain};
     // Which of the two stands depends on the TTL that the key has, so each keeps its own.
     check(&["EXPIRE k 60 XX", "EXPIRE k 90 NX"], 1, &[Expiring(at(60)), Expiring(at(90))]);
     check(&["EXPIRE k 60 NX", "EXPIRE k 90 LT"], 1, &[Expiring(at(60)), Expiring(at(90))]);
     check(&["EXPIRE k 60 XX", "EXPIRE k 90"], 1, &[Expiring(at(90)), Expiring(at(90))]);
+    // What would take the TTL away may be refused, because one of the others is no set.
+    check(&["SET k v EX 60", "SINTERSTORE k s t"], 1, &[Expiring(at(60)), Plain]);
+    check(&["SET k v EX 60", "PERSIST k"], 1, &[Expiring(at(1) + FOR_EVER), Plain]);
 }
 
 #[test]
