@@ -81,22 +81,23 @@ pub(super) fn complete(file: &str) -> String {
 
 /// What tests break, to show that they notice.
 fn with_planted_bugs(mut source: String) -> String {
-    if faults::planted("marker-after-effect") {
-        source = source.replacen(
-            "  local known = seen(before, field) or mark(bucket, field, keep)\n",
-            "  local known = seen(before, field) or seen(bucket, field)\n  \
-               if not known then return run(body) or mark(bucket, field, keep) or 1 end\n",
-            1,
-        );
-    }
-    if faults::planted("version-as-number") {
-        source = source.replacen(
-            "local function is_less(one, other)\n",
-            "local function is_less(one, other)\n  one, other = tonumber(one), tonumber(other)\n  \
-               if true then return one < other end\n",
-            1,
-        );
-    }
+    let mut plant = |bug, line: &str, broken: &str| {
+        if faults::planted(bug) && source.contains(line) {
+            source = source.replacen(line, broken, 1);
+        }
+    };
+    plant(
+        "marker-after-effect",
+        "  local known = not none_before and seen(before, field) or mark(bucket, field)\n",
+        "  local known = not none_before and seen(before, field) or seen(bucket, field)\n  \
+           if not known then return run(body) or mark(bucket, field) or 1 end\n",
+    );
+    plant(
+        "version-as-number",
+        "local function is_less(one, other)\n",
+        "local function is_less(one, other)\n  one, other = tonumber(one), tonumber(other)\n  \
+           if true then return one < other end\n",
+    );
     source
 }
 
