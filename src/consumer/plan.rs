@@ -1,7 +1,7 @@
 //! What is sent for a unit, decided at the moment of sending: whether it is still true, with which time to live, and
 //! whether it needs a marker or a version.
 //!
-//! [`timing`](super::timing) says whether it is still true; here that becomes commands. The form is one of three: plain
+//! [`super::timing`] says whether it is still true; here that becomes commands. The form is one of three: plain
 //! commands, once with a marker, or behind the version fence.
 
 use std::borrow::Cow;
