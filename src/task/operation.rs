@@ -188,10 +188,9 @@ impl Operation<'_> {
             Self::Simple(command) => command.unit(),
             Self::Lua(script) => script.unit(),
             Self::Pipeline { mode: Mode::Each, commands } => commands[index].unit(),
-            Self::Pipeline { mode: Mode::Atomic, commands } => Unit {
-                class: commands.iter().map(Command::class).max().unwrap_or(Class::Idempotent),
-                keys: UnitKeys::collect(commands.iter().flat_map(Command::keys)),
-            },
+            Self::Pipeline { mode: Mode::Atomic, commands } => {
+                Unit { class: class_of_all(commands), keys: UnitKeys::collect(commands.iter().flat_map(Command::keys)) }
+            }
         })
     }
 
@@ -203,6 +202,24 @@ impl Operation<'_> {
             Self::Lua(script) => script.keys.first().map(AsRef::as_ref),
         }
     }
+}
+
+/// What running all of them twice would do. Members that change nothing when each runs twice may do so together: after
+/// `SADD k m; SET k v` the SADD is refused. Not so if the first on a key leaves nothing of what was there.
+fn class_of_all(commands: &[Command<'_>]) -> Class {
+    let worst = commands.iter().map(Command::class).max().unwrap_or(Class::Idempotent);
+    // By key: the command that comes first, and whether it leaves nothing.
+    let mut firsts: HashMap<&[u8], (usize, bool)> = HashMap::new();
+    for (number, command) in commands.iter().enumerate() {
+        for key in command.keys() {
+            let overwrites = key.written && command.overwrite() == Overwrite::Whole;
+            let (first, is_new) = *firsts.entry(key.bytes).or_insert((number, overwrites));
+            if first != number && !is_new {
+                return worst.max(Class::Relative);
+            }
+        }
+    }
+    worst
 }
 
 impl Unit<'_> {

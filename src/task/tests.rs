@@ -141,6 +141,22 @@ fn refusals_are_bounded_and_repeat_no_contents() {
 }
 
 #[test]
+fn commands_that_are_harmless_alone_may_not_be_together() {
+    let check = |commands: &[&[&str]], class| {
+        let commands: Vec<_> = commands.iter().map(|c| serde_json::json!({"command": c[0], "args": c[1..]})).collect();
+        let body = serde_json::json!({"type": "pipeline", "mode": "atomic", "commands": commands}).to_string();
+        let task = parse(&body).expect(&body);
+        assert_eq!(task.operation.units().next().expect("it has a unit").class, class, "{body}");
+    };
+    // The second time there is no set.
+    check(&[&["SADD", "k", "m"], &["SET", "k", "v"]], Class::Relative);
+    check(&[&["EXPIREAT", "k", "1", "XX"], &["EXPIREAT", "k", "2", "NX"]], Class::Relative);
+    check(&[&["SET", "k", "v"], &["EXPIREAT", "k", "9999999999"]], Class::Idempotent);
+    check(&[&["DEL", "k"], &["SADD", "k", "m"], &["SADD", "k", "n"]], Class::Idempotent);
+    check(&[&["SADD", "k", "m"], &["SET", "l", "v"]], Class::Idempotent);
+}
+
+#[test]
 fn units_are_what_runs_and_fails_as_one() {
     let check = |body: &str, expected: &[(Class, &[(&str, bool)])]| {
         let task = parse(body).expect(body);

@@ -5,6 +5,7 @@ use std::{
     fmt,
 };
 
+use super::workload::ttl_tolerance_ms;
 use crate::harness::{
     Redis,
     resp::{Client, Reply},
@@ -12,9 +13,6 @@ use crate::harness::{
 
 /// What is not a service's: it has no counterpart in the model.
 const OWN_PREFIX: &str = "redrive:";
-
-/// How far a key's end may be off: the clocks of servers are not read at the same instant.
-const TTL_TOLERANCE_MS: i64 = 1_000;
 
 pub type State = BTreeMap<String, Entry>;
 
@@ -62,9 +60,9 @@ impl Entry {
         Some(Self { kind, content, expires_at: (at >= 0).then_some(at) })
     }
 
-    fn is_like(&self, other: &Self) -> bool {
+    fn is_like(&self, other: &Self, ttl_tolerance_ms: i64) -> bool {
         let ends_alike = match (self.expires_at, other.expires_at) {
-            (Some(one), Some(other)) => (one - other).abs() <= TTL_TOLERANCE_MS,
+            (Some(one), Some(other)) => (one - other).abs() <= ttl_tolerance_ms,
             (one, other) => one == other,
         };
         ends_alike && self.kind == other.kind && self.content == other.content
@@ -84,7 +82,7 @@ impl fmt::Display for Entry {
 pub fn differences(expected: &State, found: &State) -> Vec<String> {
     let keys: BTreeSet<_> = expected.keys().chain(found.keys()).collect();
     let differ = |key: &&&String| match (expected.get(**key), found.get(**key)) {
-        (Some(one), Some(other)) => !one.is_like(other),
+        (Some(one), Some(other)) => !one.is_like(other, ttl_tolerance_ms(key)),
         _ => true,
     };
     let show = |state: &State, key: &String| state.get(key).map_or("nothing".to_owned(), Entry::to_string);
