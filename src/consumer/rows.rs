@@ -205,6 +205,11 @@ impl Rows {
         }
     }
 
+    /// Whether a checkpoint is worth writing before units have to wait for it.
+    pub fn want_checkpoint(&self) -> bool {
+        self.current.rows.len() >= MAX_KEYS / 2
+    }
+
     /// A unit has run and will not run again in this process. A once-unit that was refused left no marker, so it counts
     /// as [`ReplayKind::Other`]; what was settled without being sent does not count at all.
     pub fn finished(&mut self, keys: &Keys, kind: ReplayKind) {

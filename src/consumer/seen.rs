@@ -1,86 +1,56 @@
 //! Which tasks were settled recently: what a repetition is recognised by, wherever it comes from.
 //!
-//! A ring of identities and a table that finds them, one for the process. It says nothing of tasks that are not settled:
-//! those are in a window, and a record that is read again after its partition was taken away must not be taken for a
-//! repetition of itself. What it forgets is run again, as it would have been without it: once-units are still known by
-//! their markers, for as long as an identity is remembered here at most.
+//! Two generations of identities, one memory for the process: when the newer one is full it takes the place of the
+//! older one, which is forgotten as a whole. It says nothing of tasks that are not settled: those are in a window, and a
+//! record that is read again after its partition was taken away must not be taken for a repetition of itself. What it
+//! forgets is run again, as it would have been without it: once-units are still known by their markers, for as long as
+//! an identity is remembered here at most.
 
 use std::time::Duration;
 
-use hashbrown::HashTable;
+use hashbrown::HashMap;
 use jiff::Timestamp;
 
 use crate::task::Identity;
 
-/// How many are remembered: 20 bytes each in the ring and 5 for each place of the table, which are 2^17 then: 2.8 MiB,
-/// and 3.2 while the table grows. It was to be at most 4.
-pub const CAPACITY: usize = 7 << 14;
+/// The identities of a generation; between one and two generations are remembered. They fill a table of 2^16 places of 21
+/// bytes: 1.4 MB, so the two and the half of one that is there while it grows are 3.5 MB. It was to be at most 4 MiB.
+const GENERATION: usize = 7 << 13;
 
-/// Identities in the order in which they were remembered, the oldest overwritten first.
+/// Identities of settled tasks, and when these were accepted.
 pub struct Seen {
-    ring: Vec<Slot>,
-    /// Slot numbers by the hash of the identity.
-    index: HashTable<u32>,
-    /// The slot that is overwritten next, once all are in use.
-    oldest: usize,
+    newer: Generation,
+    older: Generation,
     /// Seconds after its acceptance for which a task is remembered.
     life: i64,
 }
 
-#[derive(Clone, Copy)]
-struct Slot {
-    identity: Identity,
-    /// Seconds since 1970.
-    accepted_at: u32,
-}
+/// By identity, seconds since 1970.
+type Generation = HashMap<Identity, u32>;
 
 impl Seen {
     /// `life` is for how long after its acceptance a task is remembered at most; after that its id may be used again.
     pub fn new(life: Duration) -> Self {
         Self {
-            // Reserved, not touched: memory that holds nothing yet costs nothing.
-            ring: Vec::with_capacity(CAPACITY),
-            index: HashTable::new(),
-            oldest: 0,
+            newer: Generation::new(),
+            older: Generation::new(),
             life: i64::try_from(life.as_secs()).unwrap_or(i64::MAX),
         }
     }
 
     /// Whether a task with this identity was settled, as far as that is remembered.
     pub fn contains(&self, identity: &Identity, now: Timestamp) -> bool {
-        self.index.find(identity.id_hash(), |number| self.ring[*number as usize].identity == *identity).is_some_and(
-            |number| {
-                let age = now.as_second().saturating_sub(i64::from(self.ring[*number as usize].accepted_at));
-                age < self.life
-            },
-        )
+        let accepted_at = self.newer.get(identity).or_else(|| self.older.get(identity));
+        accepted_at.is_some_and(|second| now.as_second().saturating_sub(i64::from(*second)) < self.life)
     }
 
     /// A task was settled, in this process or, as its log says, in an earlier one.
     pub fn remember(&mut self, identity: Identity, accepted_at: Timestamp) {
-        let accepted_at = u32::try_from(accepted_at.as_second().max(0)).unwrap_or(u32::MAX);
-        let slot = Slot { identity, accepted_at };
-        let number = if self.ring.len() < CAPACITY {
-            self.ring.push(slot);
-            self.ring.len() - 1
-        } else {
-            let number = self.oldest;
-            self.oldest = (self.oldest + 1) % CAPACITY;
-            let forgotten = std::mem::replace(&mut self.ring[number], slot).identity.id_hash();
-            // It is not there where the same identity was remembered again later.
-            if let Ok(entry) = self.index.find_entry(forgotten, |found| *found as usize == number) {
-                entry.remove();
-            }
-            number
-        };
-        let (ring, number) = (&self.ring, u32::try_from(number).expect("the capacity is far below 2^32"));
-        match self.index.find_mut(identity.id_hash(), |found| ring[*found as usize].identity == identity) {
-            Some(found) => *found = number,
-            None => {
-                self.index
-                    .insert_unique(identity.id_hash(), number, |number| ring[*number as usize].identity.id_hash());
-            }
+        if self.newer.len() == GENERATION {
+            std::mem::swap(&mut self.newer, &mut self.older);
+            self.newer.clear();
         }
+        self.newer.insert(identity, u32::try_from(accepted_at.as_second().max(0)).unwrap_or(u32::MAX));
     }
 }
 
@@ -124,24 +94,28 @@ mod tests {
     #[test]
     fn the_newest_are_remembered_in_bounded_memory() {
         let mut seen = Seen::new(DAY);
-        let capacity = CAPACITY as u64;
-        for id in 0..capacity / 2 {
+        let generation = GENERATION as u64;
+        let mut most_bytes = 0;
+        for id in 0..5 * generation {
             seen.remember(identity(id, id), at(0));
+            // While a table grows its half is there as well.
+            let sizes = [&seen.newer, &seen.older].map(|generation| generation.allocation_size());
+            most_bytes = most_bytes.max(sizes[0] * 3 / 2 + sizes[1]);
+            if (id + 1) % 10_007 == 0 {
+                assert!((id.saturating_sub(generation - 1)..=id).all(|id| seen.contains(&identity(id, id), at(1))));
+            }
         }
-        // Again, so that the older half of the ring means nothing.
-        for id in 0..2 * capacity {
-            seen.remember(identity(id % capacity, id % capacity), at(0));
+        assert!(!seen.contains(&identity(2, 2), at(1)), "it was forgotten long ago");
+        assert!(most_bytes <= 4 << 20, "{most_bytes} bytes");
+    }
+
+    #[test]
+    fn what_is_remembered_again_takes_no_more_room() {
+        let mut seen = Seen::new(DAY);
+        seen.remember(identity(1, 1), at(0));
+        for _ in 0..2 * GENERATION {
+            seen.remember(identity(2, 2), at(0));
         }
-        assert!((0..capacity).all(|id| seen.contains(&identity(id, id), at(1))));
-        for id in capacity..3 * capacity {
-            seen.remember(identity(id, id), at(0));
-        }
-        let known: Vec<u64> = (0..3 * capacity).filter(|id| seen.contains(&identity(*id, *id), at(1))).collect();
-        assert_eq!(known, (2 * capacity..3 * capacity).collect::<Vec<_>>());
-        assert_eq!(seen.index.len(), CAPACITY);
-        assert_eq!(seen.ring.capacity(), CAPACITY);
-        // While a table grows its half is there as well.
-        let bytes = seen.ring.capacity() * size_of::<Slot>() + seen.index.allocation_size() * 3 / 2;
-        assert!(bytes <= 4 << 20, "{bytes} bytes");
+        assert!(seen.contains(&identity(1, 1), at(1)));
     }
 }

@@ -9,7 +9,8 @@
 //!              one waits, the others go on
 //! ```
 //!
-//! Bounded twice: by the span of offsets that a checkpoint can describe, and by the memory of all windows together.
+//! Bounded three times: by the span of offsets that a checkpoint can describe, by the memory of all windows together, and
+//! by what is ready: reading on for more only helps when little of what was read can run.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -42,6 +43,10 @@ const MAX_SPAN_BYTES: u64 = 256 * 1024 * 1024;
 
 /// The most bytes that one read takes into memory.
 const MAX_READ: usize = 256 * 1024;
+
+/// As long as so many units are ready, nothing more is read: twice what goes into all batches at a time. What is read
+/// long before it is sent has left the processor's caches by then.
+const READY_AHEAD: usize = 1024;
 
 /// Every window may hold this much, however full the others are.
 const FLOOR: usize = 128 * 1024;
@@ -158,7 +163,10 @@ impl Window {
 
     /// How many bytes may be read now, if any.
     pub fn room(&self) -> Option<usize> {
-        if self.next - self.watermark() >= MAX_SPAN || self.span_bytes >= MAX_SPAN_BYTES {
+        if self.next - self.watermark() >= MAX_SPAN
+            || self.span_bytes >= MAX_SPAN_BYTES
+            || self.schedule.ready_len() >= READY_AHEAD
+        {
             return None;
         }
         let used = self.budget.used.load(Ordering::Relaxed);

@@ -9,8 +9,8 @@ use super::super::{
     report::Report,
 };
 
-const FEW: u32 = 10_000;
-const MANY: u32 = 30_000;
+const FEW: u32 = 70_000;
+const MANY: u32 = 90_000;
 
 pub async fn measure(scratch: &Path, report: &mut Report) -> anyhow::Result<()> {
     let mut target = Target::start(scratch).await?;

@@ -55,15 +55,15 @@ impl Worker {
         self.windows[number].reader = Some(reader);
         let bytes = entries.iter().map(|entry| entry.record.size() as u64).sum();
         let Some(last) = entries.last().map(|entry| entry.offset) else { return };
+        let now = Timestamp::now();
         for entry in entries {
-            self.admit(number, entry);
+            self.admit(number, entry, now);
         }
         self.windows[number].note_read(last, bytes);
     }
 
     /// Takes a record into its window.
-    pub(super) fn admit(&mut self, number: usize, LogEntry { offset, record }: LogEntry) {
-        let now = Timestamp::now();
+    fn admit(&mut self, number: usize, LogEntry { offset, record }: LogEntry, now: Timestamp) {
         let mut envelope = match Envelope::decode(&record) {
             Ok(envelope) => envelope,
             Err(error) => {

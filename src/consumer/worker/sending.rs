@@ -23,6 +23,15 @@ use crate::{
     task::Task,
 };
 
+/// A batch in the making.
+struct Draft {
+    batch: Batch,
+    sent: Vec<Sent>,
+    /// When it was begun: what is still true then is sent.
+    now: Instant,
+    today: Timestamp,
+}
+
 impl Worker {
     pub(super) fn send(&mut self, now: Instant) {
         let probe_at = self.breaker.next_probe_at().unwrap_or(self.probe_due);
@@ -54,14 +63,14 @@ impl Worker {
                 Admission::Trial => (TRIAL_UNITS, true),
                 Admission::Refused => return,
             };
-            let (batch, sent) = self.gather(units, trial, now);
-            if sent.is_empty() {
+            let draft = self.gather(units, trial, now);
+            if draft.sent.is_empty() {
                 if trial {
                     self.breaker.on_trial_not_sent();
                 }
                 return;
             }
-            self.start_batch(batch, sent);
+            self.start_batch(draft);
         }
     }
 
@@ -92,12 +101,11 @@ impl Worker {
                 continue;
             }
             if let Some((node, unit)) = self.windows[number].schedule.pop_apart() {
-                let mut batch = self.target.batch();
-                let mut sent = Vec::new();
-                self.push(number, node, unit, &mut batch, &mut sent, now);
-                if let [only] = sent.as_mut_slice() {
+                let mut draft = self.draft(now);
+                self.push(number, node, unit, &mut draft);
+                if let [only] = draft.sent.as_mut_slice() {
                     only.on_trial = true;
-                    return self.start_batch(batch, sent);
+                    return self.start_batch(draft);
                 }
                 break;
             }
@@ -105,10 +113,13 @@ impl Worker {
         self.breaker.on_trial_not_sent();
     }
 
+    fn draft(&self, now: Instant) -> Draft {
+        Draft { batch: self.target.batch(), sent: Vec::new(), now, today: Timestamp::now() }
+    }
+
     /// Collects ready units of all lanes, by their weights.
-    fn gather(&mut self, units: usize, trial: bool, now: Instant) -> (Batch, Vec<Sent>) {
-        let mut batch = self.target.batch();
-        let mut sent = Vec::new();
+    fn gather(&mut self, units: usize, trial: bool, now: Instant) -> Draft {
+        let mut draft = self.draft(now);
         let order = self.lanes();
         let all: usize = order.iter().map(|(_, weight)| weight).sum();
         // First each lane its share, then whoever has more.
@@ -116,28 +127,28 @@ impl Worker {
             for (number, weight) in &order {
                 let share = if round == 0 { (units * weight / all.max(1)).max(1) } else { units };
                 let mut taken = 0;
-                while taken < share && sent.len() < units && batch.bytes() < MAX_BATCH_BYTES {
+                while taken < share && draft.sent.len() < units && draft.batch.bytes() < MAX_BATCH_BYTES {
                     let window = &mut self.windows[*number];
                     let next = if trial {
                         let (schedule, entries) = window.schedule_and_entries();
                         // A trial of the target should not be one of what cannot be repeated, where there is a choice.
                         schedule
                             .pop_ready_if(TRIAL_SEARCH, |unit| entries.is_idempotent(unit))
-                            .or_else(|| sent.is_empty().then(|| schedule.pop_ready()).flatten())
+                            .or_else(|| draft.sent.is_empty().then(|| schedule.pop_ready()).flatten())
                     } else {
                         window.schedule.pop_ready()
                     };
                     let Some((node, unit)) = next else { break };
-                    if self.would_overflow(&batch, *number, unit) {
+                    if self.would_overflow(&draft.batch, *number, unit) {
                         self.windows[*number].schedule.put_back(node);
-                        return (batch, sent);
+                        return draft;
                     }
-                    self.push(*number, node, unit, &mut batch, &mut sent, now);
+                    self.push(*number, node, unit, &mut draft);
                     taken += 1;
                 }
             }
         }
-        (batch, sent)
+        draft
     }
 
     /// The windows that have something ready, the most urgent lane first, with their weights.
@@ -161,15 +172,7 @@ impl Worker {
     }
 
     /// Puts a running unit into the batch, unless it must wait or has come to its end.
-    pub(super) fn push(
-        &mut self,
-        number: usize,
-        node: UnitId,
-        unit: UnitRef,
-        batch: &mut Batch,
-        sent: &mut Vec<Sent>,
-        now: Instant,
-    ) {
+    fn push(&mut self, number: usize, node: UnitId, unit: UnitRef, draft: &mut Draft) {
         let window = &mut self.windows[number];
         let entry = window.entry(unit.task);
         let state = &entry.units[unit.unit as usize];
@@ -179,7 +182,7 @@ impl Worker {
         }
         let refused = state.refused;
         let moment = Moment {
-            now_ms: Timestamp::now().as_millisecond(),
+            now_ms: draft.today.as_millisecond(),
             clock_offset_ms: self.clock_offset_ms,
             has_absolute_ttl: self.has_absolute_ttl,
         };
@@ -194,10 +197,10 @@ impl Worker {
         };
         let sending = match plan {
             Plan::Send(sending) => sending,
-            Plan::Settle(outcome) => return self.end_unit(number, node, unit, outcome, Timestamp::now()),
+            Plan::Settle(outcome) => return self.end_unit(number, node, unit, outcome, draft.today),
         };
         let (command, outcome) = (sending.command, sending.outcome);
-        match self.holds.may_send(command, now) {
+        match self.holds.may_send(command, draft.now) {
             Sending::Free if refused => return self.condemn(number, node, unit),
             Sending::Free | Sending::Probe => {}
             Sending::WaitUntil(until) => {
@@ -205,14 +208,14 @@ impl Worker {
                 return self.park(number, node, unit, command);
             }
         }
-        sending.push(batch);
+        sending.push(&mut draft.batch);
         if refused {
             self.windows[number].entry_mut(unit.task).units[unit.unit as usize].refused = false;
         }
-        sent.push(Sent { window: number, node, unit, command, outcome, on_trial: false });
+        draft.sent.push(Sent { window: number, node, unit, command, outcome, on_trial: false });
     }
 
-    fn start_batch(&mut self, batch: Batch, sent: Vec<Sent>) {
+    fn start_batch(&mut self, Draft { batch, sent, .. }: Draft) {
         self.in_flight += 1;
         self.units_in_flight += sent.len();
         let held = self.idle.pop();

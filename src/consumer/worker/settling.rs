@@ -189,10 +189,12 @@ impl Worker {
         }
     }
 
-    /// Writes checkpoints: where there is something new when they are `due`, and at once where a unit waits for one.
+    /// Writes checkpoints: where there is something new when they are `due`, and at once where a unit waits for one or soon
+    /// would.
     pub(super) fn commit(&mut self, due: bool) {
         for (number, window) in self.windows.iter_mut().enumerate() {
-            let wanted = window.schedule.waiting_len() > 0 || window.claim == Claim::Claiming;
+            let waited_for = window.schedule.waiting_len() > 0 || window.claim == Claim::Claiming;
+            let wanted = waited_for || window.rows.want_checkpoint();
             if window.committing || !(window.changed && due || wanted) {
                 continue;
             }
