@@ -4,7 +4,7 @@ use super::{
     UsageError,
     output::{print_json, print_line},
     runtime,
-    settings::{ConfigFile, SettingFlags},
+    settings::AllSettings,
 };
 use crate::{
     app,
@@ -23,9 +23,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    file: ConfigFile,
-    #[command(flatten)]
-    flags: SettingFlags,
+    settings: AllSettings,
 }
 
 const EXAMPLES: &str = "\
@@ -37,7 +35,7 @@ Examples:
 Exit status: 0 nothing found, 1 warnings, 2 errors: a target that cannot be used, or a wrong configuration.";
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let config = args.file.load_with(args.flags)?.config;
+    let config = args.settings.load()?.config;
     let targets = app::targets(&config, app::new_boot_id())
         .map_err(|error| UsageError(format!("{:#}", anyhow::Error::from(error))))?;
     let rows = runtime()?.block_on(rows(&targets));

@@ -2,7 +2,7 @@
 
 use super::{
     output::{Table, print_json},
-    settings::{ConfigFile, SettingFlags},
+    settings::AllSettings,
 };
 use crate::config::Given;
 
@@ -17,9 +17,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    file: ConfigFile,
-    #[command(flatten)]
-    flags: SettingFlags,
+    settings: AllSettings,
 }
 
 const EXAMPLES: &str = "\
@@ -31,7 +29,7 @@ Examples:
 Exit status: 0 the configuration is right, 2 it is not; every problem is listed on standard error.";
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let effective = args.file.load_with(args.flags)?.effective;
+    let effective = args.settings.load()?.effective;
     if args.json {
         return print_json(&effective.iter().map(Row::from).collect::<Vec<_>>());
     }

@@ -18,7 +18,7 @@ use super::{
     output::{Table, print_json},
     problem::Problem,
     runtime,
-    settings::{ConfigFile, SettingFlags},
+    settings::ConfigFile,
 };
 use crate::config::Admin;
 
@@ -73,7 +73,7 @@ const PAGE: usize = 500;
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let config = args.file.load_with(SettingFlags::default())?.config;
+    let config = args.file.load()?.config;
     let admin = Admin { token_file: args.token_file.or(config.admin.token_file) };
     let client = Client {
         endpoint: args.url.unwrap_or_else(|| Endpoint::of_listener(config.ops.listen)),

@@ -10,7 +10,7 @@ use super::{
     output::print_line,
     problem::Problem,
     runtime,
-    settings::{ConfigFile, SettingFlags, duration},
+    settings::{ConfigFile, duration},
 };
 
 /// Ask a running Redrive whether it can take a task
@@ -40,7 +40,7 @@ Exit status: 0 ready, 1 not ready or not there, 2 wrong configuration or usage."
 pub fn run(args: Args) -> anyhow::Result<()> {
     let endpoint = match args.url {
         Some(url) => url,
-        None => Endpoint::of_listener(args.file.load_with(SettingFlags::default())?.config.ops.listen),
+        None => Endpoint::of_listener(args.file.load()?.config.ops.listen),
     };
     runtime()?.block_on(check(&endpoint, args.timeout))
 }

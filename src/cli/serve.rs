@@ -1,9 +1,6 @@
 //! `redrive serve`.
 
-use super::{
-    UsageError, runtime,
-    settings::{ConfigFile, SettingFlags},
-};
+use super::{UsageError, runtime, settings::AllSettings};
 use crate::{app::App, faults, shutdown::Shutdown, telemetry};
 
 /// Take tasks over HTTP and execute them on Redis
@@ -15,9 +12,7 @@ use crate::{app::App, faults, shutdown::Shutdown, telemetry};
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {
     #[command(flatten)]
-    file: ConfigFile,
-    #[command(flatten)]
-    flags: SettingFlags,
+    settings: AllSettings,
 }
 
 const EXAMPLES: &str = "\
@@ -30,7 +25,7 @@ Examples:
 Exit status: 0 stopped cleanly, 2 wrong configuration or usage, 1 anything else.";
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let config = args.file.load_with(args.flags)?.config;
+    let config = args.settings.load()?.config;
     telemetry::init(&config.log.level, config.log.format)?;
     faults::arm().map_err(|fault| UsageError(fault.to_string()))?;
     runtime()?.block_on(async {

@@ -17,15 +17,31 @@ pub struct ConfigFile {
 }
 
 impl ConfigFile {
-    /// The configuration of the file, the environment and flags.
-    pub fn load_with(self, flags: SettingFlags) -> Result<Loaded, ConfigError> {
-        Config::load(&Sources { file: self.file, env: std::env::vars_os().collect(), flags: flags.0 })
+    /// The configuration of the file and the environment.
+    pub fn load(self) -> Result<Loaded, ConfigError> {
+        AllSettings { file: self, flags: SettingFlags::default() }.load()
+    }
+}
+
+/// All settings of a command that can set each of them.
+#[derive(clap::Args)]
+pub struct AllSettings {
+    #[command(flatten)]
+    file: ConfigFile,
+    #[command(flatten)]
+    flags: SettingFlags,
+}
+
+impl AllSettings {
+    /// The configuration of the file, the environment and the flags.
+    pub fn load(self) -> Result<Loaded, ConfigError> {
+        Config::load(&Sources { file: self.file.file, env: std::env::vars_os().collect(), flags: self.flags.0 })
     }
 }
 
 /// One flag per setting, made from the table of settings. Their values are not checked here but with all others.
 #[derive(Default)]
-pub struct SettingFlags(Vec<(String, Raw)>);
+struct SettingFlags(Vec<(String, Raw)>);
 
 const TARGET: &str = "target";
 

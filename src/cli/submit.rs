@@ -15,7 +15,7 @@ use super::{
     http::Endpoint,
     output::print_line,
     runtime,
-    settings::{ConfigFile, SettingFlags, duration},
+    settings::{ConfigFile, duration},
 };
 
 mod progress;
@@ -160,7 +160,7 @@ Exit status: 0 everything was accepted, 1 something was refused or could not be 
 pub fn run(mut args: Args) -> anyhow::Result<()> {
     let endpoint = match args.url.take() {
         Some(url) => url,
-        None => (&std::mem::take(&mut args.config).load_with(SettingFlags::default())?.config.listen).into(),
+        None => (&std::mem::take(&mut args.config).load()?.config.listen).into(),
     };
     let sender = Sender::new(endpoint, args.wait);
     match &args.file {

@@ -80,8 +80,9 @@ impl TtlAt {
 
     /// When it expires, in milliseconds since 1970, if a relative TTL was meant at `base_ms`.
     ///
-    /// None: the number is none, not above 0, or too large. Such a command is sent as it stands; Redis refuses it, or
-    /// deletes what it names at once, which is as true later.
+    /// None: the number is none, not above 0, or too large, or a time that had passed at `base_ms` already. Such a
+    /// command is sent as it stands; Redis refuses it, or deletes what it names at once, which was meant and is as true
+    /// later.
     pub fn at_ms<A: AsRef<[u8]>>(self, args: &[A], base_ms: i64) -> Option<i64> {
         self.read(args.get(self.index)?.as_ref(), base_ms)
     }
@@ -89,7 +90,11 @@ impl TtlAt {
     /// As [`Self::at_ms`], of the argument itself.
     pub fn read(self, arg: &[u8], base_ms: i64) -> Option<i64> {
         let amount = integer(arg).filter(|amount| *amount > 0)?;
-        if self.absolute { self.unit.millis(amount) } else { self.unit.after(amount, base_ms) }
+        if self.absolute {
+            self.unit.millis(amount).filter(|at| *at > base_ms)
+        } else {
+            self.unit.after(amount, base_ms)
+        }
     }
 }
 

@@ -114,7 +114,7 @@ pub const SETTINGS: &[Setting] = &[
         "Allows `data_dir` to be on a file system in memory, which a restart of the machine or the pod empties."),
     entry("admission.max_body", size(KIB, 16 * MIB), "256KiB",
         "The largest body of one task."),
-    entry("admission.max_args", count(1, 65_536), "1024",
+    entry("admission.max_args", count(1, 7_000), "1024",
         "The most arguments of one command."),
     entry("admission.max_arg_bytes", size(1, 16 * MIB), "128KiB",
         "The largest single argument, decoded."),

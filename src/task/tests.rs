@@ -226,17 +226,21 @@ fn bounds_hold_at_their_edges() {
     check(&format!(r#"{{"type":"pipeline","commands":[{command},{command},{command}]}}"#), Some("/commands"));
 }
 
-#[test]
-fn keys_outside_of_the_prefixes_are_refused_wherever_they_stand() {
-    let config = Config { key_prefixes: vec!["app:".into()], ..Config::default() };
+/// Checks at which places keys are refused.
+fn keys_refused_by(config: Config) -> impl Fn(&str, &[&str]) {
     let rules = Rules::new(config, ["default".to_owned()]);
-    let check = |body: &str, pointers: &[&str]| {
+    move |body, pointers| {
         let errors = Task::parse(body.as_bytes(), &rules, now()).err().map(|refusal| {
             assert_eq!(refusal.kind, RefusalKind::KeyNotAllowed, "{body}");
             refusal.errors.into_iter().map(|error| error.pointer).collect::<Vec<_>>()
         });
         assert_eq!(errors.unwrap_or_default(), pointers, "{body}");
-    };
+    }
+}
+
+#[test]
+fn keys_outside_of_the_prefixes_are_refused_wherever_they_stand() {
+    let check = keys_refused_by(Config { key_prefixes: vec!["app:".into()], ..Config::default() });
     check(r#"{"type":"simple","command":"SET","args":["app:1","v"]}"#, &[]);
     check(r#"{"type":"simple","command":"SET","args":["app","v"]}"#, &["/args/0"]);
     check(r#"{"type":"simple","command":"SET","args":["","v"]}"#, &["/args/0"]);
@@ -251,15 +255,7 @@ fn keys_outside_of_the_prefixes_are_refused_wherever_they_stand() {
 
 #[test]
 fn own_keys_are_refused_wherever_they_stand() {
-    let config = Config { own_prefix: "own:".into(), ..Config::default() };
-    let rules = Rules::new(config, ["default".to_owned()]);
-    let check = |body: &str, pointers: &[&str]| {
-        let errors = Task::parse(body.as_bytes(), &rules, now()).err().map(|refusal| {
-            assert_eq!(refusal.kind, RefusalKind::KeyNotAllowed, "{body}");
-            refusal.errors.into_iter().map(|error| error.pointer).collect::<Vec<_>>()
-        });
-        assert_eq!(errors.unwrap_or_default(), pointers, "{body}");
-    };
+    let check = keys_refused_by(Config { own_prefix: "own:".into(), ..Config::default() });
     check(r#"{"type":"simple","command":"SET","args":["redrive:1","own:1"]}"#, &[]);
     check(r#"{"type":"simple","command":"SET","args":["own:1","v"]}"#, &["/args/0"]);
     check(r#"{"type":"simple","command":"SET","args":["b3duOg==","dg=="],"encoding":"base64"}"#, &["/args/0"]);

@@ -3,7 +3,7 @@
 //! Serde's derived readers stop at the first error and cannot say where it is; these go on, and note a pointer. Only
 //! what is not JSON at all ends the reading.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, marker::PhantomData};
 
 use serde::{
     Deserialize,
@@ -446,27 +446,37 @@ impl<'de> Shape<'de> for CommandList<'_> {
 
     fn list<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         let mut commands = Commands::default();
-        while let Some(command) =
-            seq.next_element_seed(Shaped(ListedCommand { index: commands.items.len(), errors: &mut *self.0 }))?
-        {
-            commands.items.push(command);
+        loop {
+            let place = Place::Command(commands.items.len());
+            match seq.next_element_seed(Listed::new(place, "`command` and `args`", self.0))? {
+                None => break,
+                Some(command) => commands.items.push(command),
+            }
         }
         Ok(commands)
     }
 }
 
-/// One of them.
-struct ListedCommand<'e> {
-    index: usize,
+/// An object in a list. None: it was something else, and an error was noted.
+struct Listed<'e, F> {
+    place: Place,
+    /// What its fields are called, for that error.
+    names: &'static str,
     errors: &'e mut Errors,
+    fields: PhantomData<F>,
 }
 
-impl<'de> Shape<'de> for ListedCommand<'_> {
-    type Value = Option<BodyCommand<'de>>;
+impl<'e, F> Listed<'e, F> {
+    fn new(place: Place, names: &'static str, errors: &'e mut Errors) -> Shaped<Self> {
+        Shaped(Self { place, names, errors, fields: PhantomData })
+    }
+}
+
+impl<'de, F: Fields<'de> + Default> Shape<'de> for Listed<'_, F> {
+    type Value = Option<F>;
 
     fn wrong(&mut self) -> Self::Value {
-        let place = Place::Command(self.index).to_string();
-        self.errors.invalid(place, "this must be an object with `command` and `args`");
+        self.errors.invalid(self.place.to_string(), format!("this must be an object with {}", self.names));
         None
     }
 
@@ -475,9 +485,9 @@ impl<'de> Shape<'de> for ListedCommand<'_> {
     }
 
     fn object<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-        let mut command = BodyCommand::default();
-        Object { place: Place::Command(self.index), errors: self.errors, fields: &mut command }.visit_map(map)?;
-        Ok(Some(command))
+        let mut fields = F::default();
+        Object { place: self.place, errors: self.errors, fields: &mut fields }.visit_map(map)?;
+        Ok(Some(fields))
     }
 }
 

@@ -356,7 +356,7 @@ fn command_with_another_expiry_does_the_same_and_ends_within_a_second() {
         let reply = run(server, name, args);
         let (values, rests) = values_and_rests(server);
         let now = time_ms(server);
-        let at = ttl.at_ms(args, now).expect("a number above 0");
+        let at = ttl.at_ms(args, if ttl.absolute { 0 } else { now }).expect("a number above 0");
         let rest = u64::try_from(at - now).ok().filter(|rest| *rest > 0).map(Expiry::In);
         for expiry in std::iter::once(Expiry::At(at)).chain(rest) {
             populate(server);

@@ -57,8 +57,11 @@ fn deadline_is_counted_from_when_it_was_meant() {
     };
     check("SET k v EX 10", Some(1_010_000));
     check("SET k v PX 10", Some(1_000_010));
-    check("SET k v EXAT 10", Some(10_000));
-    check("SET k v PXAT 10", Some(10));
+    check("SET k v EXAT 1001", Some(1_001_000));
+    check("SET k v PXAT 1000001", Some(1_000_001));
+    // It had passed already: a removal was meant.
+    check("SET k v EXAT 1000", None);
+    check("PEXPIREAT k 1000000", None);
     check("SETEX k 1 v", Some(1_001_000));
     check("PEXPIRE k 1", Some(1_000_001));
     check("PEXPIREAT k 9223372036854775807", Some(i64::MAX));

@@ -4,7 +4,14 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 
-use super::{JournalConfig, JournalLog, disk::RealDisk};
+use super::{
+    JournalConfig, JournalLog,
+    audit::DamageReport,
+    budget::Budget,
+    disk::RealDisk,
+    segment::{Aside, Home, Shape},
+    stats::JournalStats,
+};
 use crate::log::QueueName;
 
 mod damage;
@@ -14,6 +21,8 @@ mod opening;
 mod sim;
 mod tables;
 mod unreadable;
+
+const DIR: &str = "/journal";
 
 mod conformance {
     use super::*;
@@ -28,6 +37,20 @@ mod conformance {
 
 fn lane(lane: &'static str) -> QueueName {
     crate::log::conformance::queue(lane)
+}
+
+/// A place for a chain of segments, on a disk in memory.
+fn home(disk: &sim::SimDisk, shape: Shape, stats: &Arc<JournalStats>) -> Arc<Home> {
+    Arc::new(Home {
+        root: DIR.into(),
+        dir: DIR.into(),
+        disk: Arc::new(disk.clone()),
+        shape,
+        account: Budget::new(1 << 30, &[], stats.clone()).account(None),
+        report: DamageReport::new("test".to_owned(), stats.clone()),
+        aside: Aside::default(),
+        bug: None,
+    })
 }
 
 fn private_dir() -> TempDir {

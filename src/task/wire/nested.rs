@@ -2,7 +2,7 @@
 
 use serde::de::{MapAccess, SeqAccess, Visitor};
 
-use super::{Errors, Fields, IgnoredAny, Object, Place, Shape, Shaped, Slot, Value};
+use super::{Errors, Fields, IgnoredAny, Listed, Object, Place, Shape, Shaped, Slot, Value};
 
 /// An object that is the value of an optional field.
 #[derive(Debug, Default)]
@@ -105,8 +105,8 @@ impl<'de> Shape<'de> for TtlArgList<'_> {
     fn list<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         let mut args = TtlArgs::default();
         loop {
-            let member = ListedTtlArg { index: args.items.len(), errors: &mut *self.0 };
-            match seq.next_element_seed(Shaped(member))? {
+            let place = Place::TtlArg(args.items.len());
+            match seq.next_element_seed(Listed::new(place, "`index` and `unit`", self.0))? {
                 None => return Ok(args),
                 Some(Some(member)) => args.items.push(member),
                 Some(None) => {
@@ -115,31 +115,5 @@ impl<'de> Shape<'de> for TtlArgList<'_> {
                 }
             }
         }
-    }
-}
-
-/// One of them. None: it was no object, and an error was noted.
-struct ListedTtlArg<'e> {
-    index: usize,
-    errors: &'e mut Errors,
-}
-
-impl<'de> Shape<'de> for ListedTtlArg<'_> {
-    type Value = Option<BodyTtlArg<'de>>;
-
-    fn wrong(&mut self) -> Self::Value {
-        let place = Place::TtlArg(self.index).to_string();
-        self.errors.invalid(place, "this must be an object with `index` and `unit`");
-        None
-    }
-
-    fn null(&mut self) -> Self::Value {
-        self.wrong()
-    }
-
-    fn object<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-        let mut arg = BodyTtlArg::default();
-        Object { place: Place::TtlArg(self.index), errors: self.errors, fields: &mut arg }.visit_map(map)?;
-        Ok(Some(arg))
     }
 }

@@ -7,8 +7,7 @@ use bytes::Bytes;
 
 use super::{
     super::{
-        audit::DamageReport,
-        budget::{Budget, Purpose},
+        budget::Purpose,
         chain::{Chain, WriteError},
         checkpoint,
         disk::Disk,
@@ -16,15 +15,16 @@ use super::{
         reader::Source,
         recovery::RecoveryError,
         scanner::{Scanner, Step},
-        segment::{Aside, Home, Shape},
+        segment::Shape,
         stats::JournalStats,
     },
+    DIR, home,
     sim::{Faults, SimDisk},
 };
 use crate::log::Checkpoint;
 
-const DIR: &str = "/journal";
 const RECORDS: u64 = 40;
+const SHAPE: Shape = Shape { segment_bytes: 4096, first_step: 512, max_step: 2048, min_free_bytes: 0 };
 
 /// A journal, and where everything is in it.
 struct Image {
@@ -51,19 +51,6 @@ struct Survey {
     torn: u64,
 }
 
-fn home(disk: &SimDisk, stats: &Arc<JournalStats>) -> Arc<Home> {
-    Arc::new(Home {
-        root: DIR.into(),
-        dir: DIR.into(),
-        disk: Arc::new(disk.clone()),
-        shape: Shape { segment_bytes: 4096, first_step: 512, max_step: 2048, min_free_bytes: 0 },
-        account: Budget::new(1 << 30, &[], stats.clone()).account(None),
-        report: DamageReport::new("test".to_owned(), stats.clone()),
-        aside: Aside::default(),
-        bug: None,
-    })
-}
-
 fn value(seq: u64) -> Bytes {
     // Of several lengths, some longer than a block.
     format!("{seq}:{}", "v".repeat((seq as usize * 37) % 700)).into()
@@ -81,7 +68,7 @@ fn commit(chain: &mut Chain, watermark: u64) {
 }
 
 fn open(disk: &SimDisk, stats: &Arc<JournalStats>) -> Chain {
-    Chain::open(home(disk, stats), true).expect("it opens, whatever was broken")
+    Chain::open(home(disk, SHAPE, stats), true).expect("it opens, whatever was broken")
 }
 
 /// Reads all that is there, checking that it is what was written.
@@ -122,7 +109,7 @@ impl Image {
     fn new() -> Self {
         let disk = SimDisk::new();
         let stats = Arc::new(JournalStats::default());
-        let mut chain = Chain::new(home(&disk, &stats));
+        let mut chain = Chain::new(home(&disk, SHAPE, &stats));
         for seq in 0..RECORDS {
             assert_eq!(append(&mut chain), seq);
             if seq % 7 == 3 {
@@ -369,7 +356,7 @@ fn checkpoint_ahead_of_its_log_is_passed_over() {
 #[test]
 fn identity_is_the_same_at_each_try_to_make_it() {
     let disk = SimDisk::new();
-    let mut chain = Chain::new(home(&disk, &Arc::default()));
+    let mut chain = Chain::new(home(&disk, SHAPE, &Arc::default()));
     let identity = || SegmentHeader::decode(&disk.content(&PathBuf::from(DIR).join("META")));
     // Room for both copies, but not for all of the file.
     disk.set_faults(Faults { room: Some(1500), ..Faults::default() });
@@ -385,7 +372,7 @@ fn identity_is_the_same_at_each_try_to_make_it() {
 #[test]
 fn nothing_is_made_after_a_failed_sync() {
     let disk = SimDisk::new();
-    let mut chain = Chain::new(home(&disk, &Arc::default()));
+    let mut chain = Chain::new(home(&disk, SHAPE, &Arc::default()));
     disk.set_faults(Faults { sync_fails: true, ..Faults::default() });
     assert!(matches!(chain.commit(&Checkpoint::default()), Err(WriteError::Poisoned(_))));
     disk.set_faults(Faults { changes_left: Some(100), ..Faults::default() });
@@ -406,7 +393,7 @@ fn later_format_is_refused_and_left_alone() {
         content[64..68].copy_from_slice(&crc);
     });
     let before = disk.content(path);
-    let refused = Chain::open(home(&disk, &Arc::default()), true);
+    let refused = Chain::open(home(&disk, SHAPE, &Arc::default()), true);
     assert!(matches!(refused, Err(RecoveryError::NewerFormat { version: 2, .. })));
     assert_eq!(disk.content(path), before);
 }
@@ -482,7 +469,7 @@ fn number_of_a_damaged_last_record_is_not_given_again_after_two_restarts() {
         // The first start dies somewhere on its way.
         disk.set_faults(Faults { changes_left: Some(changes_left), ..Faults::default() });
         let stats = Arc::new(JournalStats::default());
-        drop(Chain::open(home(&disk, &stats), true));
+        drop(Chain::open(home(&disk, SHAPE, &stats), true));
         disk.kill();
         let given = append(&mut open(&disk, &stats));
         assert!(given > last.seq, "{given} was given again after {changes_left} changes");

@@ -12,18 +12,17 @@ use bytes::Bytes;
 use super::{
     super::{
         JournalConfig, JournalLog,
-        audit::DamageReport,
-        budget::{Budget, Purpose},
+        budget::Purpose,
         chain::Chain,
         disk::Disk,
         frame::{FRAMES_START, FoundHeader, Kind, Pair, SegmentHeader},
         reader::Source,
         salvage::UNREADABLE,
         scanner::{Scanner, Step},
-        segment::{Aside, Home, Shape},
+        segment::Shape,
         stats::JournalStats,
     },
-    lane,
+    DIR, home, lane,
     sim::{SECTOR, SimDisk},
 };
 use crate::log::{
@@ -31,8 +30,8 @@ use crate::log::{
     conformance::{append, assigned, queue, read, tail},
 };
 
-const DIR: &str = "/journal";
 const RECORDS: u64 = 130;
+const SHAPE: Shape = Shape { segment_bytes: 32 << 10, first_step: 4 << 10, max_step: 8 << 10, min_free_bytes: 0 };
 
 /// A journal of three segments, and which bytes each record has.
 struct Image {
@@ -46,19 +45,6 @@ struct Placed {
     seq: u64,
     segment: usize,
     bytes: Range<usize>,
-}
-
-fn home(disk: &SimDisk, stats: &Arc<JournalStats>) -> Arc<Home> {
-    Arc::new(Home {
-        root: DIR.into(),
-        dir: DIR.into(),
-        disk: Arc::new(disk.clone()),
-        shape: Shape { segment_bytes: 32 << 10, first_step: 4 << 10, max_step: 8 << 10, min_free_bytes: 0 },
-        account: Budget::new(1 << 30, &[], stats.clone()).account(None),
-        report: DamageReport::new("test".to_owned(), stats.clone()),
-        aside: Aside::default(),
-        bug: None,
-    })
 }
 
 fn value(seq: u64) -> Bytes {
@@ -75,7 +61,7 @@ fn append_to(chain: &mut Chain) -> u64 {
 /// the counters.
 fn survey(disk: &SimDisk) -> (BTreeSet<u64>, Arc<JournalStats>) {
     let stats = Arc::new(JournalStats::default());
-    let mut chain = Chain::open(home(disk, &stats), true).expect("it opens, whatever was lost");
+    let mut chain = Chain::open(home(disk, SHAPE, &stats), true).expect("it opens, whatever was lost");
     let watermark = chain.checkpoint().map(|checkpoint| checkpoint.watermark);
     assert_eq!(watermark, Some(1), "no checkpoint is lost with one sector");
     let mut records = BTreeSet::new();
@@ -92,7 +78,7 @@ fn survey(disk: &SimDisk) -> (BTreeSet<u64>, Arc<JournalStats>) {
 impl Image {
     fn new() -> Self {
         let disk = SimDisk::new();
-        let mut chain = Chain::new(home(&disk, &Arc::default()));
+        let mut chain = Chain::new(home(&disk, SHAPE, &Arc::default()));
         for seq in 0..RECORDS {
             assert_eq!(append_to(&mut chain), seq);
             if seq % 20 == 3 {
