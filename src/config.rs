@@ -39,6 +39,7 @@ pub struct Config {
     pub allowed_hosts: Vec<String>,
     pub ops: Ops,
     pub data_dir: PathBuf,
+    pub role: Role,
     /// What is common to all targets.
     pub redis: Redis,
     /// The target `default` first, then the others by name.
@@ -49,6 +50,8 @@ pub struct Config {
     /// What is said of tasks that do not say it themselves. The first that matches decides.
     pub rules: Vec<DefaultRule>,
     pub journal: Journal,
+    /// None: tasks are stored in the journal.
+    pub kafka: Option<Kafka>,
     pub admission: Admission,
     pub consumer: Consumer,
     pub http: Http,
@@ -63,6 +66,16 @@ pub enum Listen {
     Tcp(SocketAddr),
     /// A socket in the file system.
     Unix(PathBuf),
+}
+
+/// What a process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    All,
+    /// Takes tasks, and executes none.
+    Gateway,
+    /// Executes tasks, and takes none.
+    Worker,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,6 +130,45 @@ pub struct Journal {
     pub max_bytes: u64,
     pub min_free_bytes: u64,
     pub allow_volatile: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kafka {
+    /// `host:port` each.
+    pub brokers: Vec<String>,
+    pub topic: String,
+    pub group: String,
+    pub instance_id: Option<String>,
+    /// Every task is stored on local disk first, and forwarded.
+    pub local_first: bool,
+    pub produce_timeout: Duration,
+    pub create_topics: bool,
+    pub partitions: i32,
+    pub replication: i16,
+    pub min_insync: i16,
+    pub retention: Duration,
+    pub session_timeout: Duration,
+    pub heartbeat_interval: Duration,
+    pub rebalance_timeout: Duration,
+    pub metadata_refresh: Duration,
+    pub tls: Option<KafkaTls>,
+    pub sasl: Option<KafkaSasl>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KafkaTls {
+    pub ca_file: Option<PathBuf>,
+    /// Both or none.
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KafkaSasl {
+    /// `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`.
+    pub mechanism: String,
+    pub username: String,
+    pub password_file: PathBuf,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -302,6 +354,11 @@ impl Reading {
             allowed_hosts: self.list("allowed_hosts"),
             ops: Ops { listen: self.address("ops.listen"), allowed_hosts: self.list("ops.allowed_hosts") },
             data_dir: self.path("data_dir"),
+            role: match &*self.text("role") {
+                "gateway" => Role::Gateway,
+                "worker" => Role::Worker,
+                _ => Role::All,
+            },
             redis: Redis {
                 own_prefix: self.text("redis.own_prefix"),
                 connections: self.number("redis.connections"),
@@ -324,6 +381,7 @@ impl Reading {
                 min_free_bytes: self.number("journal.min_free_bytes"),
                 allow_volatile: self.flag("journal.allow_volatile"),
             },
+            kafka: self.kafka(),
             admission: Admission {
                 max_body: self.number("admission.max_body"),
                 max_args: self.number("admission.max_args"),
@@ -345,6 +403,43 @@ impl Reading {
             admin: Admin { token_file: self.optional_path("admin.token_file") },
             log: Log { level: self.text("log.level"), format: self.log_format("log.format") },
         }
+    }
+
+    fn kafka(&self) -> Option<Kafka> {
+        let brokers = self.list("kafka.brokers");
+        if brokers.is_empty() {
+            return None;
+        }
+        let (ca_file, cert_file, key_file) = (
+            self.optional_path("kafka.tls.ca_file"),
+            self.optional_path("kafka.tls.cert_file"),
+            self.optional_path("kafka.tls.key_file"),
+        );
+        let has_tls = self.flag("kafka.tls.enabled") || ca_file.is_some() || cert_file.is_some() || key_file.is_some();
+        let mechanism = self.text("kafka.sasl.mechanism");
+        Some(Kafka {
+            brokers,
+            topic: self.text("kafka.topic"),
+            group: self.text("kafka.group"),
+            instance_id: Some(self.text("kafka.instance_id")).filter(|id| !id.is_empty()),
+            local_first: self.text("kafka.durability") == "local",
+            produce_timeout: self.duration("kafka.produce_timeout"),
+            create_topics: self.flag("kafka.create_topics"),
+            partitions: self.number("kafka.partitions"),
+            replication: self.number("kafka.replication"),
+            min_insync: self.number("kafka.min_insync"),
+            retention: self.duration("kafka.retention"),
+            session_timeout: self.duration("kafka.session_timeout"),
+            heartbeat_interval: self.duration("kafka.heartbeat_interval"),
+            rebalance_timeout: self.duration("kafka.rebalance_timeout"),
+            metadata_refresh: self.duration("kafka.metadata_refresh"),
+            tls: has_tls.then_some(KafkaTls { ca_file, cert_file, key_file }),
+            sasl: (!mechanism.is_empty()).then(|| KafkaSasl {
+                mechanism,
+                username: self.text("kafka.sasl.username"),
+                password_file: self.optional_path("kafka.sasl.password_file").unwrap_or_default(),
+            }),
+        })
     }
 
     /// What each value alone cannot say.
@@ -379,8 +474,51 @@ impl Reading {
             ("admission.max_batch_body", admission.max_batch_body),
             ("admission.max_inflight_bytes", admission.max_inflight_bytes),
         );
+        self.check_kafka(config);
         self.demand(!self.taken.contains_key("targets.default.url"), &["targets.default.url"], || {
             "the target `default` is `redis.url`; give this one another name".into()
+        });
+    }
+
+    fn check_kafka(&mut self, config: &Config) {
+        self.demand(config.role == Role::All || config.kafka.is_some(), &["role", "kafka.brokers"], || {
+            "a gateway or a worker alone needs Kafka between them: set `kafka.brokers`, or leave `role` at `all`".into()
+        });
+        let Some(kafka) = &config.kafka else { return };
+        let is_address = |broker: &String| {
+            broker.rsplit_once(':').is_some_and(|(host, port)| {
+                !host.is_empty() && !host.contains(':') && port.parse::<u16>().is_ok_and(|port| port > 0)
+            })
+        };
+        self.demand(kafka.brokers.iter().all(is_address), &["kafka.brokers"], || {
+            "`kafka.brokers` has an entry that is not `HOST:PORT`, such as `kafka:9092`".into()
+        });
+        let (beat, session) = (kafka.heartbeat_interval, kafka.session_timeout);
+        self.demand(beat * 3 <= session, &["kafka.heartbeat_interval", "kafka.session_timeout"], || {
+            let (beat, session) = (show_duration(beat), show_duration(session));
+            format!("`kafka.heartbeat_interval` ({beat}) is more than a third of `kafka.session_timeout` ({session})")
+        });
+        let min = kafka.min_insync;
+        self.demand(min == 1 || min < kafka.replication, &["kafka.min_insync", "kafka.replication"], || {
+            let replication = kafka.replication;
+            format!(
+                "`kafka.min_insync` ({min}) is not below `kafka.replication` ({replication}): one broker less, and \
+                 nothing could be stored"
+            )
+        });
+        if let Some(tls) = &kafka.tls {
+            let names = ["kafka.tls.cert_file", "kafka.tls.key_file"];
+            self.demand(tls.cert_file.is_some() == tls.key_file.is_some(), &names, || {
+                "`kafka.tls.cert_file` and `kafka.tls.key_file` go together".into()
+            });
+        }
+        let names = ["kafka.sasl.mechanism", "kafka.sasl.username", "kafka.sasl.password_file"];
+        let is_whole = match &kafka.sasl {
+            Some(sasl) => !sasl.username.is_empty() && sasl.password_file != PathBuf::new(),
+            None => self.text(names[1]).is_empty() && self.optional_path(names[2]).is_none(),
+        };
+        self.demand(is_whole, &names, || {
+            "`kafka.sasl.mechanism`, `kafka.sasl.username` and `kafka.sasl.password_file` go together".into()
         });
     }
 

@@ -34,6 +34,12 @@ pub enum Kind {
     List,
     RedisUrl,
     OwnPrefix,
+    /// A word, or empty for none.
+    OptionalText,
+    /// What Kafka takes as the name of a topic or a group.
+    KafkaName,
+    /// One of these words.
+    OneOf(&'static [&'static str]),
     Lua,
     LogFilter,
     LogFormat,
@@ -123,6 +129,9 @@ impl Kind {
             }
             Self::RedisUrl => return RedisUrl::parse(text).map(Value::RedisUrl),
             Self::OwnPrefix => is_own_prefix(text).then(|| Value::Text(text.into())),
+            Self::OptionalText => Some(Value::Text(text.into())),
+            Self::KafkaName => is_kafka_name(text).then(|| Value::Text(text.into())),
+            Self::OneOf(words) => words.contains(&text).then(|| Value::Text(text.into())),
             Self::LogFilter => is_log_filter(text).then(|| Value::Text(text.into())),
             Self::LogFormat => telemetry::Format::parse(text).map(Value::LogFormat),
             Self::List | Self::Lua => unreachable!("lists were read above"),
@@ -159,7 +168,7 @@ impl Kind {
             Self::Duration { .. } => "DURATION",
             Self::List => "LIST",
             Self::RedisUrl => "URL",
-            Self::OwnPrefix => "TEXT",
+            Self::OwnPrefix | Self::OptionalText | Self::KafkaName | Self::OneOf(_) => "TEXT",
             Self::Lua => "true|false|LIST",
             Self::LogFilter => "LEVEL",
             Self::LogFormat => "text|json|auto",
@@ -185,6 +194,13 @@ impl fmt::Display for Kind {
             Self::List => f.write_str("a list, with commas between its entries"),
             Self::RedisUrl => f.write_str("a URL such as `redis://127.0.0.1:6379/0`"),
             Self::OwnPrefix => f.write_str("1 to 64 printable characters without spaces and braces"),
+            Self::OptionalText => f.write_str("a text"),
+            Self::KafkaName => f.write_str("1 to 160 letters, digits, dots, dashes and underscores"),
+            Self::OneOf(words) => {
+                let shown: Vec<_> =
+                    words.iter().filter(|word| !word.is_empty()).map(|word| format!("`{word}`")).collect();
+                write!(f, "one of {}", shown.join(", "))
+            }
             Self::Lua => f.write_str("`true`, `false`, or a list of SHA-1s of 40 hexadecimal digits"),
             Self::LogFilter => f.write_str(
                 "`error`, `warn`, `info`, `debug` or `trace`, also per module as in `info,redrive::target=debug`",
@@ -261,6 +277,13 @@ fn parse_lua(raw: &Raw) -> Option<Lua> {
 /// Braces are refused because in a Cluster they decide the slot, and own keys must go where the task's keys are.
 fn is_own_prefix(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic() && b != b'{' && b != b'}')
+}
+
+/// What stands behind the name of the main topic (the target, the lane) must fit into the 249 characters that Kafka
+/// allows.
+fn is_kafka_name(text: &str) -> bool {
+    let right = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    (1..=160).contains(&text.len()) && text != "." && text != ".." && text.bytes().all(right)
 }
 
 /// Stricter than the filter's own parser, which takes a misspelt level for the name of a module.

@@ -306,3 +306,39 @@ fn row(setting: &Setting) -> String {
     let default = if setting.default.is_empty() { "none".into() } else { format!("`{}`", setting.default) };
     format!("| `{}` | {default} | {} |\n", setting.name, setting.help)
 }
+
+#[test]
+fn kafka_is_there_where_brokers_are() {
+    assert_eq!(load_ok("[kafka]\ntopic = \"t\"\n", &[], &[]).kafka, None);
+    let config = load_ok("", &[("REDRIVE_KAFKA_BROKERS", "a:9092, b:9093")], &[("kafka.durability", "local")]);
+    let kafka = config.kafka.expect("brokers are given");
+    assert_eq!(kafka.brokers, ["a:9092", "b:9093"]);
+    assert_eq!((&*kafka.topic, &*kafka.group), ("redis-retry-queue", "redis-retry-consumer-group"));
+    assert!(kafka.local_first && kafka.instance_id.is_none() && kafka.tls.is_none() && kafka.sasl.is_none());
+    assert_eq!((kafka.partitions, kafka.replication, kafka.min_insync), (3, 3, 2));
+    let secured = "[kafka]\nbrokers = [\"a:9092\"]\n\n[kafka.tls]\nca_file = \"/ca\"\n\n\
+                   [kafka.sasl]\nmechanism = \"SCRAM-SHA-512\"\nusername = \"u\"\npassword_file = \"/p\"\n";
+    let kafka = load_ok(secured, &[], &[]).kafka.expect("brokers are given");
+    assert_eq!(kafka.tls.expect("a file says so").ca_file, Some("/ca".into()));
+    assert_eq!(kafka.sasl.expect("a mechanism is given").password_file, PathBuf::from("/p"));
+}
+
+#[test]
+fn settings_of_kafka_agree_with_each_other() {
+    let check = |given: &[(&str, &str)], expected: &str| {
+        let flags: Vec<_> = [("kafka.brokers", "kafka:9092")].iter().chain(given).copied().collect();
+        let error = load_err("", &[], &flags).to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    check(&[("kafka.brokers", "kafka")], "not `HOST:PORT`");
+    check(&[("kafka.brokers", "kafka:0")], "not `HOST:PORT`");
+    check(&[("kafka.heartbeat_interval", "4s")], "more than a third of `kafka.session_timeout` (10s)");
+    check(&[("kafka.min_insync", "3")], "not below `kafka.replication` (3)");
+    check(&[("kafka.tls.cert_file", "/c")], "go together");
+    check(&[("kafka.sasl.username", "u")], "go together");
+    check(&[("kafka.sasl.mechanism", "PLAIN"), ("kafka.sasl.username", "u")], "go together");
+    check(&[("kafka.sasl.mechanism", "GSSAPI")], "one of `PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`");
+    check(&[("kafka.topic", "a b")], "letters, digits, dots, dashes and underscores");
+    let error = load_err("role = \"gateway\"\n", &[], &[]).to_string();
+    assert!(error.contains("set `kafka.brokers`"), "{error}");
+}
