@@ -23,9 +23,10 @@
 //! only: a command that sets one which has passed is expired by itself, unless the pipeline has written the fields.
 //!
 //! What cannot be told from the arguments of a pipeline is taken as the usual case: that a key is there when its TTL is
-//! set, that `NX` holds, that HSETEX says the last TTL, that removing fields does not empty a key, and that
-//! no command reads what another one has written. A TTL that is set only where something is there (`XX`, `GT`, a comparison) decides only where the pipeline
-//! itself has said what is there.
+//! set, that `NX` and the like hold, that HSETEX says the last TTL, that removing fields does not empty a key, and that
+//! no command reads what another one has written. A TTL that is set only where something is there (`XX`, `GT`, a
+//! comparison) decides only where the pipeline itself has said what is there; of several such on a key whose TTL only
+//! the server knows, each is set as it was meant while it has not passed.
 
 use std::time::Duration;
 
@@ -246,6 +247,8 @@ struct Segment {
     is_certain: bool,
     /// It begins with a text, so that what wants one is not refused.
     is_text: bool,
+    /// The TTL is so even if nothing was there before the pipeline.
+    is_sure: bool,
     /// The command that said so last.
     decider: Option<usize>,
     next: Option<usize>,
@@ -312,6 +315,7 @@ impl<'p, 'a> History<'p, 'a> {
             ttl: Ttl::Unknown,
             is_certain: true,
             is_text: false,
+            is_sure: false,
             decider: None,
             next: None,
             is_over: false,
@@ -414,13 +418,19 @@ impl Segment {
         };
         let asks = is_conditional(command) && expires_at.is_some();
         if asks || ttl.is_some() {
-            let is_known = !asks || (self.is_certain && self.ttl != Ttl::Unknown);
-            self.is_text |= matches!(command.spec.name, "SET" | "SETEX" | "PSETEX" | "MSET");
+            let is_known = !asks || (self.is_certain && self.is_sure);
+            self.is_text = match command.spec.name {
+                "SET" | "SETEX" | "PSETEX" | "MSET" => true,
+                // What it leaves is another value, or none.
+                name => self.is_text && (command.ttl_effect() != TtlEffect::Clears || name == "PERSIST"),
+            };
             let finds_text = self.is_text && command.spec.name == "GETEX";
             self.is_certain = is_known && (finds_text || is_never_refused(command));
         }
         if let Some(ttl) = ttl {
             self.ttl = ttl;
+            // One that is set where nothing is sets nothing.
+            self.is_sure = self.is_text || ttl == Ttl::Never;
             self.decider = Some(number);
         }
     }

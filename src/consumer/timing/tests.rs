@@ -79,6 +79,12 @@ fn what_only_the_server_knows_is_left_to_it_while_there_is_time() {
     check(&["EXPIRE k 60 XX", "EXPIRE k 90 NX"], 1, &[Expiring(at(60)), Expiring(at(90))]);
     check(&["EXPIRE k 60 NX", "EXPIRE k 90 LT"], 1, &[Expiring(at(60)), Expiring(at(90))]);
     check(&["EXPIRE k 60 XX", "EXPIRE k 90"], 1, &[Expiring(at(90)), Expiring(at(90))]);
+    // Nothing may have been there when the first one came: then it set nothing.
+    check(&["EXPIRE k 60", "RPUSH k v", "EXPIRE k 90 LT"], 1, &[Expiring(at(60)), Plain, Expiring(at(90))]);
+    check(&["EXPIRE k 90", "RPUSH k v", "EXPIRE k 60 GT"], 1, &[Expiring(at(90)), Plain, Expiring(at(60))]);
+    let emptied = ["SET k v", "GETDEL k", "EXPIRE k 60", "RPUSH k v", "EXPIRE k 90 LT"];
+    check(&emptied, 1, &[Plain, Plain, Expiring(at(60)), Plain, Expiring(at(90))]);
+    check(&["SET k v EX 60", "EXPIRE k 90 LT"], 1, &[Expiring(at(60)), Expiring(at(60))]);
     // What would take the TTL away may be refused, because one of the others is no set.
     check(&["SET k v EX 60", "SINTERSTORE k s t"], 1, &[Expiring(at(60)), Plain]);
     check(&["SET k v EX 60", "PERSIST k"], 1, &[Expiring(at(1) + FOR_EVER), Plain]);
@@ -207,12 +213,19 @@ fn chosen_by(chance: &mut fastrand::Rng) -> String {
     }
 }
 
-/// HSETEX before another command that says a TTL, and GETEX of what was no string before.
+/// What is taken as the usual case does not hold: a TTL of fields, which may empty the hash, before another TTL; GETEX of
+/// what was no string before; a TTL with a condition after another one, on a key whose TTL only the server knows or that
+/// was written in time before it was overwritten.
 fn is_unusual(command: &Command<'_>, earlier: &[Command<'_>], later: &[Command<'_>]) -> bool {
     let same_key = |other: &&Command<'_>| other.args[0] == command.args[0];
     match command.spec.name {
-        "HSETEX" => later.iter().filter(same_key).any(|later| later.ttl().is_some()),
+        "HSETEX" | "HEXPIRE" => later.iter().filter(same_key).any(|later| later.ttl().is_some()),
         "GETEX" => earlier.iter().filter(same_key).any(|earlier| earlier.overwrite() != Overwrite::Whole),
+        _ if is_conditional(command) && earlier.iter().filter(same_key).count() > 1 => true,
+        _ if command.ttl().is_some() && command.overwrite() != Overwrite::Whole => {
+            !earlier.iter().filter(same_key).any(|earlier| earlier.overwrite() == Overwrite::Whole)
+                && later.iter().filter(same_key).any(is_conditional)
+        }
         _ => false,
     }
 }

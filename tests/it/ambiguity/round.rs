@@ -101,6 +101,7 @@ pub fn run(plan: Plan<'_>) -> Result<Summary, Failed> {
     let is_done = wait_until_done(&mut nemesis);
     // The latest that a packet can be: everything has been made since.
     nemesis.heal();
+    let letters = dead_letters(&mut nemesis);
     let story = std::mem::take(&mut nemesis.story);
 
     let model_redis = Redis::start(&[]);
@@ -109,7 +110,6 @@ pub fn run(plan: Plan<'_>) -> Result<Summary, Failed> {
     let deaths: BTreeMap<String, Death> = made.collect();
     let expected = state::read(&mut model_redis.client());
     let found = state::read(&mut redis.client());
-    let letters = dead_letters(&sidecar);
 
     let mut differences = state::differences(&expected, &found);
     differences.extend(unexplained(&deaths, &letters));
@@ -175,11 +175,11 @@ fn wait_until_done(nemesis: &mut Nemesis<'_>) -> bool {
 }
 
 /// All dead letters by id.
-fn dead_letters(sidecar: &Sidecar) -> BTreeMap<String, Value> {
+fn dead_letters(nemesis: &mut Nemesis<'_>) -> BTreeMap<String, Value> {
     let mut letters = BTreeMap::new();
     let mut cursor = String::new();
     loop {
-        let page = sidecar.ops(&format!("/admin/v1/dead-letters?limit=500{cursor}")).json();
+        let page = admin(nemesis, &format!("/admin/v1/dead-letters?limit=500{cursor}")).json();
         let items = page["items"].as_array().expect("a list has items").iter();
         letters.extend(
             items.map(|letter| (letter["id"].as_str().expect("a letter has an id").to_owned(), letter.clone())),
@@ -188,6 +188,19 @@ fn dead_letters(sidecar: &Sidecar) -> BTreeMap<String, Value> {
             Some(next) => cursor = format!("&cursor={next}"),
             None => return letters,
         }
+    }
+}
+
+/// Asks the sidecar. It may come to the point where it ends only now, and is started again.
+fn admin(nemesis: &mut Nemesis<'_>, path: &str) -> Answer {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        nemesis.tend();
+        match nemesis.sidecar.try_ops(path) {
+            Ok(answer) => return answer,
+            Err(error) => assert!(Instant::now() < deadline, "no answer: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
