@@ -31,6 +31,8 @@ pub(crate) mod conformance;
 pub mod journal;
 mod lease;
 pub mod memory;
+#[cfg(test)]
+pub(crate) mod scripted;
 
 pub use self::lease::{BootTime, Lease, LeaseKeeper};
 

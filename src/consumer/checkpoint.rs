@@ -9,14 +9,16 @@
 //!            bits: one per offset from the watermark on, lowest bit first
 //! half-done: | count varint | repeated: offset - watermark varint | units varint | half a byte a unit, the lower half
 //!            first: 0 unfinished, 1 applied, 2 dead, 3 expired, 4 invalidated, 5 stale, 6 discarded
-//! attempts:  | count varint | repeated: offset - watermark varint | unit varint | attempts varint |
+//! attempts:  | count varint | repeated: offset - that of the one before, or the watermark, varint
+//!            | unit * 32 + attempts varint |
 //! deaths:    | count varint | repeated: offset - watermark varint | unit varint
 //!            | code length u8 | code | reason length u8 | reason |
 //! ```
 //!
 //! Offsets from the end of `finished` on are unfinished. Offsets that the log skipped count as finished. Numbers are
 //! LEB128 varints. In version 1 the units of a half-done pipeline take a byte each, why one is dead stands right behind
-//! its byte, and there are no deaths. A state that cannot be read, or is of a later version, counts as "nothing above the
+//! its byte, attempts are | offset - watermark varint | unit varint | attempts varint |, and there are no deaths. A state
+//! that cannot be read, or is of a later version, counts as "nothing above the
 //! watermark": the tasks concerned run again, none is lost.
 //!
 //! A log may bound a state's bytes. Attempts and why units are dead are left out first, those of the highest positions
@@ -34,6 +36,9 @@ const VERSION: u8 = 2;
 
 const RELEASED: u8 = 1;
 const MORE_MAY_HAVE_RUN: u8 = 2;
+
+/// More attempts than a task may have.
+const ATTEMPTS: u64 = 32;
 
 /// What stands for a unit that is dead.
 const DEAD: u8 = 2;
@@ -245,10 +250,11 @@ impl State {
             out = self.necessary(watermark, until);
         }
         let attempts = self.attempts.iter().take_while(|((offset, _), _)| *offset < until);
+        let mut last = watermark;
         put_while_room(&mut out, max_bytes.saturating_sub(1), attempts, |out, ((offset, unit), attempts)| {
-            put_varint(out, offset - watermark);
-            put_varint(out, u64::from(*unit));
-            put_varint(out, u64::from(*attempts));
+            put_varint(out, offset - last);
+            put_varint(out, u64::from(*unit) * ATTEMPTS + u64::from(*attempts).min(ATTEMPTS - 1));
+            last = *offset;
         });
         let deaths = self.half_done.range(..until).flat_map(|(offset, units)| {
             units.iter().enumerate().filter_map(move |(unit, end)| match end {
@@ -308,10 +314,17 @@ impl State {
                 .insert(offset, if version == 1 { take_long_units(rest, count)? } else { take_units(rest, count)? });
         }
         let mut attempts = BTreeMap::new();
+        let mut last = watermark;
         for _ in 0..take_varint(rest)? {
-            let offset = watermark.checked_add(take_varint(rest)?)?;
-            let unit = u32::try_from(take_varint(rest)?).ok()?;
-            attempts.insert((offset, unit), u32::try_from(take_varint(rest)?).ok()?);
+            let offset = last.checked_add(take_varint(rest)?)?;
+            let (unit, spent) = if version == 1 {
+                (take_varint(rest)?, take_varint(rest)?)
+            } else {
+                last = offset;
+                let packed = take_varint(rest)?;
+                (packed / ATTEMPTS, packed % ATTEMPTS)
+            };
+            attempts.insert((offset, u32::try_from(unit).ok()?), u32::try_from(spent).ok()?);
         }
         if version > 1 {
             for _ in 0..take_varint(rest)? {
@@ -349,7 +362,7 @@ impl UnitEnd {
 }
 
 /// Puts a count and as many of the items, from the first on, as there is room for.
-fn put_while_room<T>(out: &mut Vec<u8>, most: usize, items: impl Iterator<Item = T>, put: impl Fn(&mut Vec<u8>, T)) {
+fn put_while_room<T>(out: &mut Vec<u8>, most: usize, items: impl Iterator<Item = T>, mut put: impl FnMut(&mut Vec<u8>, T)) {
     let (mut packed, mut count) = (Vec::new(), 0_u64);
     for item in items {
         let before = packed.len();

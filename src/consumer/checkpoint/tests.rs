@@ -139,7 +139,7 @@ fn golden_state() -> State {
     let mut state = State { boot_id: [1; 16], ..State::default() };
     state.finished = Finished::from_unfinished(10, [10, 12].into_iter(), 20);
     state.half_done.insert(12, vec![UnitEnd::Settled(Outcome::Applied), dead(), UnitEnd::Unfinished]);
-    state.attempts.insert((10, 0), 2);
+    state.attempts.extend([((10, 0), 2), ((12, 2), 20)]);
     state
 }
 
@@ -150,7 +150,7 @@ fn stored_form_is_stable() {
     golden.extend_from_slice(&[1; 16]);
     golden.extend_from_slice(&[1, 2, 0b1111_1010, 0b0000_0011]);
     golden.extend_from_slice(&[1, 2, 3, 0x21, 0x00]);
-    golden.extend_from_slice(&[1, 0, 0, 2]);
+    golden.extend_from_slice(&[2, 0, 2, 2, 84]);
     golden.extend_from_slice(b"\x01\x02\x01\x09WRONGTYPE\x0awrong-type");
     assert_eq!(golden_state().encode(10, ALL).state, golden);
     assert_eq!(State::decode(10, &golden), Some(golden_state()));
@@ -158,7 +158,7 @@ fn stored_form_is_stable() {
     let bounded = golden_state().encode(10, Bounds { until: 12, max_bytes: 100 });
     let mut golden = vec![2, MORE_MAY_HAVE_RUN];
     golden.extend_from_slice(&[1; 16]);
-    golden.extend_from_slice(&[1, 1, 0b0000_0010, 0, 1, 0, 0, 2, 0]);
+    golden.extend_from_slice(&[1, 1, 0b0000_0010, 0, 1, 0, 2, 0]);
     assert_eq!(bounded.state, golden);
 }
 
@@ -168,7 +168,7 @@ fn first_version_is_still_read() {
     golden.extend_from_slice(&[1; 16]);
     golden.extend_from_slice(&[1, 2, 0b1111_1010, 0b0000_0011]);
     golden.extend_from_slice(b"\x01\x02\x03\x01\x02\x09WRONGTYPE\x0awrong-type\x00");
-    golden.extend_from_slice(&[1, 0, 0, 2]);
+    golden.extend_from_slice(&[2, 0, 0, 2, 2, 2, 20]);
     assert_eq!(State::decode(10, &golden), Some(golden_state()));
     golden[0] = VERSION + 1;
     assert_eq!(State::decode(10, &golden), None);
