@@ -31,6 +31,10 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
+/// How long what is under way may take once its partition goes to another process: longer than any answer of a target
+/// that is well, and much shorter than a group waits.
+const REVOKE_BOUND: Duration = Duration::from_secs(10);
+
 /// Why the process could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
@@ -238,6 +242,7 @@ fn consumer_config(config: &Config, boot_id: [u8; 16]) -> consumer::Config {
         connections: config.redis.connections,
         boot_id,
         marker_ttl: config.once.marker_ttl,
+        revoke_bound: REVOKE_BOUND,
     }
 }
 

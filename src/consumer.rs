@@ -37,6 +37,7 @@ mod schedule;
 mod seen;
 mod timing;
 mod window;
+mod windows;
 mod worker;
 
 /// How the consumer works.
@@ -53,7 +54,13 @@ pub struct Config {
     pub boot_id: [u8; 16],
     /// How long the markers of what ran once live.
     pub marker_ttl: Duration,
+    /// How long what is under way may take once its partition is to be given up; the last checkpoint comes after that.
+    /// Together they must be shorter than the log waits.
+    pub revoke_bound: Duration,
 }
+
+/// A partition's last checkpoint is not waited for any longer than this.
+pub const LAST_CHECKPOINT_BOUND: Duration = Duration::from_secs(3);
 
 /// What the consumer works with.
 pub struct Parts {
@@ -110,6 +117,7 @@ impl Consumer {
                     connections: config.connections,
                     budget: budget.clone(),
                     boot_id: config.boot_id,
+                    revoke_bound: config.revoke_bound,
                     seen: seen.clone(),
                     assignments: log.consume(lanes.to_vec()),
                     questions: receiver,
@@ -290,23 +298,4 @@ impl Handle {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn end_does_not_wait_for_a_name_that_is_being_looked_up() {
-        let (answer, answered) = std::sync::mpsc::channel();
-        let (begin, begun) = oneshot::channel();
-        let lookup = move || {
-            begin.send(()).expect("the work waits for it");
-            answered.recv_timeout(Duration::from_secs(10))
-        };
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        let work = async {
-            drop(tokio::task::spawn_blocking(lookup));
-            begun.await
-        };
-        drive(runtime, work).expect("the lookup has begun");
-        answer.send(()).expect("the lookup still goes on");
-    }
-}
+mod tests;

@@ -14,7 +14,8 @@
 //!    watermark of the assignment's checkpoint on.
 //! 4. [`Log::commit`] answers `Ok` only when the checkpoint is durable. The newest committed checkpoint is the one
 //!    that the next assignment of the partition carries. A commit of an epoch that is over is refused.
-//! 5. While the lease of an assignment is valid, no other process is assigned the partition.
+//! 5. While the lease of an assignment is valid, no other process is assigned the partition. A partition that was taken
+//!    away may be assigned again, under a new epoch and from the newest checkpoint.
 //! 6. Records below a committed watermark may be forgotten, others not.
 //! 7. [`Table`] writes are durable when they return; the last write of a key wins.
 //!
@@ -30,6 +31,8 @@ pub(crate) mod conformance;
 pub mod journal;
 mod lease;
 pub mod memory;
+#[cfg(test)]
+pub(crate) mod scripted;
 
 pub use self::lease::{BootTime, Lease, LeaseKeeper};
 
@@ -228,6 +231,21 @@ pub struct Checkpoint {
     pub state: Bytes,
 }
 
+/// How a log wants its checkpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checkpointing {
+    /// The time between two checkpoints of a partition while nothing waits for one.
+    pub interval: Duration,
+    /// The most bytes of a [`Checkpoint::state`]; a longer one may be refused. At least
+    /// [`Checkpointing::LEAST_STATE_BYTES`].
+    pub max_state_bytes: usize,
+}
+
+impl Checkpointing {
+    /// A consumer describes some thousands of positions in this.
+    pub const LEAST_STATE_BYTES: usize = 2048;
+}
+
 /// A record as read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
@@ -351,6 +369,9 @@ pub trait Log: Send + Sync {
     /// it; consuming makes none. The stream ends when the log closes.
     fn consume(&self, queues: Vec<QueueName>) -> BoxStream<'static, Assignment>;
 
+    /// How often checkpoints should be written, and how long they may be.
+    fn checkpointing(&self) -> Checkpointing;
+
     /// Stores how far a partition has come.
     fn commit<'a>(
         &'a self,
@@ -359,12 +380,12 @@ pub trait Log: Send + Sync {
         checkpoint: Checkpoint,
     ) -> BoxFuture<'a, Result<(), CommitError>>;
 
-    /// Shows the records appended last, oldest first, at most `max_records` of them and `max_bytes` together: what a
-    /// memory of recent tasks is filled from. Reads from disk: call it before serving. A queue that does not exist has
-    /// none.
+    /// Shows the records appended last to a partition, oldest first, at most `max_records` of them and `max_bytes`
+    /// together: what a memory of recent tasks is filled from. Reads from disk: call it before serving. A partition that
+    /// does not exist has none, and a log that would have to ask another machine may show none.
     fn tail(
         &self,
-        queue: &QueueName,
+        partition: &Partition,
         max_records: usize,
         max_bytes: usize,
         visit: &mut dyn FnMut(Entry),

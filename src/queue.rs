@@ -75,7 +75,7 @@ impl Queues {
     pub fn refill(&self) -> Result<(), ReadError> {
         let mut recent = self.recent();
         for depth in self.log.depth() {
-            self.log.tail(&depth.partition.queue, REFILL_RECORDS, REFILL_BYTES, &mut |entry| {
+            self.log.tail(&depth.partition, REFILL_RECORDS, REFILL_BYTES, &mut |entry| {
                 // What cannot be read here is found again, and reported, by the consumer.
                 let Ok(envelope) = Envelope::decode(&entry.record) else { return };
                 let done = entry.offset < depth.finished;

@@ -89,7 +89,16 @@ impl<'a> Task<'a> {
     /// [`RefusalKind::MalformedJson`] when the body is not a JSON object in UTF-8; else all that is wrong with it, each
     /// with a pointer into the body (the first 20 of them). Errors name places, never contents.
     pub fn parse(body: &'a [u8], rules: &Rules, now: Timestamp) -> Result<Self, Refusal> {
-        parse::task(body, rules, now)
+        parse::task(body, rules, now, Self::DEFAULT_TARGET)
+    }
+
+    /// As [`Task::parse`], for a task that has the given target unless it names another.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Task::parse`].
+    pub fn parse_for(body: &'a [u8], rules: &Rules, now: Timestamp, target: &str) -> Result<Self, Refusal> {
+        parse::task(body, rules, now, target)
     }
 
     /// What duplicates of this task are recognised by, once it has that id.

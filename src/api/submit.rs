@@ -93,7 +93,7 @@ pub(super) async fn submit_task(Extract(state): Extract<Arc<State>>, request: Re
     Ok(answer(&id, &accepted))
 }
 
-/// What is stored of a task: the client's own bytes, and beside them what was decided at its acceptance.
+/// Where a task goes, and what is stored of it.
 pub(super) fn submission(
     rules: &Rules,
     task: &Task<'_>,
@@ -102,20 +102,11 @@ pub(super) fn submission(
     accepted_at: Timestamp,
     traceparent: Option<&str>,
 ) -> Submission {
-    let defaults = rules.defaults(task);
     Submission {
         target: (&*task.target).into(),
-        lane: task.lane.or(defaults.lane).unwrap_or_default(),
+        lane: task.lane.or_else(|| rules.defaults(task).lane).unwrap_or_default(),
         ordering_key: Bytes::copy_from_slice(task.default_ordering_key(id)),
-        envelope: Envelope {
-            id: id.clone(),
-            accepted_at,
-            identity: task.identity(id),
-            traceparent: traceparent.map(Box::from),
-            late: defaults.late,
-            max_retries: defaults.max_retries,
-            value,
-        },
+        envelope: Envelope::accept(rules, task, id, value, accepted_at, traceparent),
     }
 }
 

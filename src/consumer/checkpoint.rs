@@ -1,20 +1,30 @@
 //! The state of a checkpoint: what a partition's consumer has finished above the watermark.
 //!
 //! ```text
-//! | version u8 = 1 | flags u8 (1: released) | boot id 16 bytes | finished | half-done | attempts |
+//! | version u8 = 2 | flags u8 (1: released, 2: more may have run) | boot id 16 bytes |
+//! | finished | half-done | attempts | deaths |
 //!
 //! finished:  | form u8 (0 runs, 1 bits) | length varint | …
 //!            runs: repeated varints, unfinished and finished in turn, from the watermark on
 //!            bits: one per offset from the watermark on, lowest bit first
-//! half-done: | count varint | repeated: offset - watermark varint | units varint | one byte a unit, 0 = unfinished,
-//!            1 = applied, 2 = dead and then | code length u8 | code | reason length u8 | reason |,
-//!            3 = expired, 4 = invalidated, 5 = stale, 6 = discarded
-//! attempts:  | count varint | repeated: offset - watermark varint | unit varint | attempts varint |
+//! half-done: | count varint | repeated: offset - watermark varint | units varint | half a byte a unit, the lower half
+//!            first: 0 unfinished, 1 applied, 2 dead, 3 expired, 4 invalidated, 5 stale, 6 discarded
+//! attempts:  | count varint | repeated: offset - that of the one before, or the watermark, varint
+//!            | unit * 32 + attempts varint |
+//! deaths:    | count varint | repeated: offset - watermark varint | unit varint
+//!            | code length u8 | code | reason length u8 | reason |
 //! ```
 //!
 //! Offsets from the end of `finished` on are unfinished. Offsets that the log skipped count as finished. Numbers are
-//! LEB128 varints. A state that cannot be read, or is of a later version, counts as "nothing above the watermark":
-//! the tasks concerned run again, none is lost.
+//! LEB128 varints. In version 1 the units of a half-done pipeline take a byte each, why one is dead stands right behind
+//! its byte, attempts are | offset - watermark varint | unit varint | attempts varint |, and there are no deaths. A state
+//! that cannot be read, or is of a later version, counts as "nothing above the
+//! watermark": the tasks concerned run again, none is lost.
+//!
+//! A log may bound a state's bytes. Attempts and why units are dead are left out first, those of the highest positions
+//! before others; then everything from one position on. Invariant: what is said is true, and where a finished unit is
+//! left out nothing is said of any later position. Otherwise an earlier write of a key could run again, and a later one
+//! that was finished, too, could not.
 
 use std::collections::BTreeMap;
 
@@ -22,10 +32,18 @@ use bytes::{BufMut, Bytes};
 
 use crate::task::Outcome;
 
-const VERSION: u8 = 1;
-const RELEASED: u8 = 1;
+const VERSION: u8 = 2;
 
-/// The bytes of units that ended without a dead letter.
+const RELEASED: u8 = 1;
+const MORE_MAY_HAVE_RUN: u8 = 2;
+
+/// More attempts than a task may have.
+const ATTEMPTS: u64 = 32;
+
+/// What stands for a unit that is dead.
+const DEAD: u8 = 2;
+
+/// What stands for units that ended without a dead letter.
 const SETTLED: [(u8, Outcome); 5] = [
     (1, Outcome::Applied),
     (3, Outcome::Expired),
@@ -40,6 +58,8 @@ pub struct State {
     pub boot_id: [u8; 16],
     /// The owner stopped in order: nothing of it is on its way to Redis any more.
     pub released: bool,
+    /// What is called unfinished may have been sent all the same.
+    pub more_may_have_run: bool,
     pub finished: Finished,
     /// Units of `each` pipelines of which some are done, by offset.
     pub half_done: BTreeMap<u64, Vec<UnitEnd>>,
@@ -53,10 +73,27 @@ pub enum UnitEnd {
     Unfinished,
     /// How, other than dead.
     Settled(Outcome),
+    /// Both empty where a checkpoint had no room for them.
     Dead {
         code: String,
         reason: String,
     },
+}
+
+/// What a checkpoint may say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Nothing is said of this position, or a later one.
+    pub until: u64,
+    pub max_bytes: usize,
+}
+
+/// The stored form of a state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    pub state: Bytes,
+    /// Nothing is said of this position, or a later one.
+    pub until: u64,
 }
 
 /// A set of finished offsets: runs of unfinished and finished ones in turn, the first run unfinished.
@@ -108,77 +145,39 @@ impl Finished {
         self.ends.last().copied().unwrap_or(self.watermark)
     }
 
-    fn span(&self) -> u64 {
-        self.ends.last().map_or(0, |end| end - self.watermark)
+    /// The runs below `until`.
+    fn runs(&self, until: u64) -> impl Iterator<Item = (u64, u64)> {
+        let runs = self.ends.as_chunks::<2>().0.iter();
+        runs.map(move |[start, end]| (*start, *end.min(&until))).take_while(|(start, end)| start < end)
     }
-}
 
-impl State {
-    /// The stored form, for a checkpoint with this watermark.
-    pub fn encode(&self, watermark: u64) -> Bytes {
-        let mut out = Vec::with_capacity(64);
-        out.put_u8(VERSION);
-        out.put_u8(if self.released { RELEASED } else { 0 });
-        out.put_slice(&self.boot_id);
+    fn put(&self, out: &mut Vec<u8>, watermark: u64, until: u64) {
         let mut runs = Vec::new();
         let mut last = watermark;
-        for end in &self.finished.ends {
-            put_varint(&mut runs, end - last);
-            last = *end;
+        for (start, end) in self.runs(until) {
+            put_varint(&mut runs, start - last);
+            put_varint(&mut runs, end - start);
+            last = end;
         }
-        let bits_len = usize::try_from(self.finished.span().div_ceil(8)).unwrap_or(usize::MAX);
+        let bits_len = bits_len(last - watermark);
         if runs.len() <= bits_len {
             out.put_u8(0);
-            put_varint(&mut out, runs.len() as u64);
+            put_varint(out, runs.len() as u64);
             out.put_slice(&runs);
-        } else {
-            let mut bits = vec![0_u8; bits_len];
-            for run in self.finished.ends.chunks_exact(2) {
-                for offset in run[0] - watermark..run[1] - watermark {
-                    bits[(offset / 8) as usize] |= 1 << (offset % 8);
-                }
-            }
-            out.put_u8(1);
-            put_varint(&mut out, bits.len() as u64);
-            out.put_slice(&bits);
+            return;
         }
-        put_varint(&mut out, self.half_done.len() as u64);
-        for (offset, units) in &self.half_done {
-            put_varint(&mut out, offset - watermark);
-            put_varint(&mut out, units.len() as u64);
-            for unit in units {
-                match unit {
-                    UnitEnd::Unfinished => out.put_u8(0),
-                    UnitEnd::Settled(outcome) => {
-                        let byte = SETTLED.iter().find(|(_, settled)| settled == outcome).map(|(byte, _)| *byte);
-                        out.put_u8(byte.expect("a unit ends in one of these ways, or dead"));
-                    }
-                    UnitEnd::Dead { code, reason } => {
-                        out.put_u8(2);
-                        put_short(&mut out, code);
-                        put_short(&mut out, reason);
-                    }
-                }
+        let mut bits = vec![0_u8; bits_len];
+        for (start, end) in self.runs(until) {
+            for offset in start - watermark..end - watermark {
+                bits[(offset / 8) as usize] |= 1 << (offset % 8);
             }
         }
-        put_varint(&mut out, self.attempts.len() as u64);
-        for ((offset, unit), attempts) in &self.attempts {
-            put_varint(&mut out, offset - watermark);
-            put_varint(&mut out, u64::from(*unit));
-            put_varint(&mut out, u64::from(*attempts));
-        }
-        out.into()
+        out.put_u8(1);
+        put_varint(out, bits.len() as u64);
+        out.put_slice(&bits);
     }
 
-    /// Reads the stored form; none where it is of another version or damaged.
-    pub fn decode(watermark: u64, stored: &[u8]) -> Option<Self> {
-        let mut rest = stored;
-        let rest = &mut rest;
-        if take(rest, 1)? != [VERSION] {
-            return None;
-        }
-        let released = take(rest, 1)?[0] & RELEASED != 0;
-        let boot_id = take(rest, 16)?.try_into().ok()?;
+    fn take(rest: &mut &[u8], watermark: u64) -> Option<Self> {
         let form = take(rest, 1)?[0];
         let len = usize::try_from(take_varint(rest)?).ok()?;
         let mut packed = take(rest, len)?;
@@ -206,30 +205,199 @@ impl State {
             }
             _ => return None,
         }
-        if ends.len() % 2 != 0 {
+        ends.len().is_multiple_of(2).then_some(Self { watermark, ends })
+    }
+}
+
+fn bits_len(span: u64) -> usize {
+    usize::try_from(span.div_ceil(8)).unwrap_or(usize::MAX)
+}
+
+/// The most bytes that a state needs, beside attempts and why units are dead, for so many positions above the watermark
+/// and what [`bytes_of_pipeline`] says of each task with several units among them.
+pub fn most_bytes(span: u64, of_pipelines: usize) -> usize {
+    // The version, the flags, the boot id, a form and a length, and three counts.
+    const FIXED: usize = 1 + 1 + 16 + 1 + 4 + 3 * 4;
+    FIXED.saturating_add(bits_len(span)).saturating_add(of_pipelines)
+}
+
+/// The most bytes for one task with that many units while it is half done.
+pub fn bytes_of_pipeline(units: usize) -> usize {
+    // Where it is, and how many units it has.
+    const FIXED: usize = 5 + 3;
+    FIXED + units.div_ceil(2)
+}
+
+impl State {
+    /// The stored form, for a checkpoint with this watermark. `bounds.max_bytes` is as many as
+    /// [`Checkpointing`](crate::log::Checkpointing) allows at least.
+    pub fn encode(&self, watermark: u64, bounds: Bounds) -> Encoded {
+        let Bounds { mut until, max_bytes } = bounds;
+        // Room for the two counts of what may be left out.
+        let max_necessary = max_bytes.saturating_sub(2);
+        let mut out = self.necessary(watermark, until);
+        if out.len() > max_necessary {
+            let (mut fits, mut too_long) = (watermark, until);
+            while too_long - fits > 1 {
+                let middle = fits + (too_long - fits) / 2;
+                if self.necessary(watermark, middle).len() <= max_necessary {
+                    fits = middle;
+                } else {
+                    too_long = middle;
+                }
+            }
+            until = fits;
+            out = self.necessary(watermark, until);
+        }
+        let attempts = self.attempts.iter().take_while(|((offset, _), _)| *offset < until);
+        let mut last = watermark;
+        put_while_room(&mut out, max_bytes.saturating_sub(1), attempts, |out, ((offset, unit), attempts)| {
+            put_varint(out, offset - last);
+            put_varint(out, u64::from(*unit) * ATTEMPTS + u64::from(*attempts).min(ATTEMPTS - 1));
+            last = *offset;
+        });
+        let deaths = self.half_done.range(..until).flat_map(|(offset, units)| {
+            units.iter().enumerate().filter_map(move |(unit, end)| match end {
+                UnitEnd::Dead { code, reason } => Some((offset, unit, code, reason)),
+                UnitEnd::Unfinished | UnitEnd::Settled(_) => None,
+            })
+        });
+        put_while_room(&mut out, max_bytes, deaths, |out, (offset, unit, code, reason)| {
+            put_varint(out, offset - watermark);
+            put_varint(out, unit as u64);
+            put_short(out, code);
+            put_short(out, reason);
+        });
+        Encoded { state: out.into(), until }
+    }
+
+    /// What cannot be left out, for positions below `until`.
+    fn necessary(&self, watermark: u64, until: u64) -> Vec<u8> {
+        let mut out = Vec::with_capacity(64);
+        let left_out = self.finished.end() > until || self.half_done.range(until..).next().is_some();
+        let mut flags = if self.released { RELEASED } else { 0 };
+        if self.more_may_have_run || left_out {
+            flags |= MORE_MAY_HAVE_RUN;
+        }
+        out.put_u8(VERSION);
+        out.put_u8(flags);
+        out.put_slice(&self.boot_id);
+        self.finished.put(&mut out, watermark, until);
+        let half_done = self.half_done.range(..until);
+        put_varint(&mut out, half_done.clone().count() as u64);
+        for (offset, units) in half_done {
+            put_varint(&mut out, offset - watermark);
+            put_varint(&mut out, units.len() as u64);
+            for pair in units.chunks(2) {
+                out.put_u8(pair[0].number() | pair.get(1).map_or(0, |unit| unit.number() << 4));
+            }
+        }
+        out
+    }
+
+    /// Reads the stored form; none where it is of another version or damaged.
+    pub fn decode(watermark: u64, stored: &[u8]) -> Option<Self> {
+        let mut rest = stored;
+        let rest = &mut rest;
+        let version = take(rest, 1)?[0];
+        if version != 1 && version != VERSION {
             return None;
         }
+        let flags = take(rest, 1)?[0];
+        let boot_id = take(rest, 16)?.try_into().ok()?;
+        let finished = Finished::take(rest, watermark)?;
         let mut half_done = BTreeMap::new();
         for _ in 0..take_varint(rest)? {
             let offset = watermark.checked_add(take_varint(rest)?)?;
-            let mut units = Vec::new();
-            for _ in 0..take_varint(rest)? {
-                units.push(match take(rest, 1)?[0] {
-                    0 => UnitEnd::Unfinished,
-                    2 => UnitEnd::Dead { code: take_short(rest)?, reason: take_short(rest)? },
-                    byte => UnitEnd::Settled(SETTLED.iter().find(|(known, _)| *known == byte)?.1),
-                });
-            }
-            half_done.insert(offset, units);
+            let count = take_varint(rest)?;
+            half_done
+                .insert(offset, if version == 1 { take_long_units(rest, count)? } else { take_units(rest, count)? });
         }
         let mut attempts = BTreeMap::new();
+        let mut last = watermark;
         for _ in 0..take_varint(rest)? {
-            let offset = watermark.checked_add(take_varint(rest)?)?;
-            let unit = u32::try_from(take_varint(rest)?).ok()?;
-            attempts.insert((offset, unit), u32::try_from(take_varint(rest)?).ok()?);
+            let offset = last.checked_add(take_varint(rest)?)?;
+            let (unit, spent) = if version == 1 {
+                (take_varint(rest)?, take_varint(rest)?)
+            } else {
+                last = offset;
+                let packed = take_varint(rest)?;
+                (packed / ATTEMPTS, packed % ATTEMPTS)
+            };
+            attempts.insert((offset, u32::try_from(unit).ok()?), u32::try_from(spent).ok()?);
         }
-        Some(Self { boot_id, released, finished: Finished { watermark, ends }, half_done, attempts })
+        if version > 1 {
+            for _ in 0..take_varint(rest)? {
+                let offset = watermark.checked_add(take_varint(rest)?)?;
+                let unit = usize::try_from(take_varint(rest)?).ok()?;
+                let death = UnitEnd::Dead { code: take_short(rest)?, reason: take_short(rest)? };
+                *half_done.get_mut(&offset)?.get_mut(unit)? = death;
+            }
+        }
+        let (released, more_may_have_run) = (flags & RELEASED != 0, flags & MORE_MAY_HAVE_RUN != 0);
+        Some(Self { boot_id, released, more_may_have_run, finished, half_done, attempts })
     }
+}
+
+impl UnitEnd {
+    /// What stands for it.
+    fn number(&self) -> u8 {
+        match self {
+            Self::Unfinished => 0,
+            Self::Dead { .. } => DEAD,
+            Self::Settled(outcome) => {
+                let number = SETTLED.iter().find(|(_, settled)| settled == outcome).map(|(number, _)| *number);
+                number.expect("a unit ends in one of these ways, or dead")
+            }
+        }
+    }
+
+    fn of_number(number: u8) -> Option<Self> {
+        Some(match number {
+            0 => Self::Unfinished,
+            DEAD => Self::Dead { code: String::new(), reason: String::new() },
+            number => Self::Settled(SETTLED.iter().find(|(known, _)| *known == number)?.1),
+        })
+    }
+}
+
+/// Puts a count and as many of the items, from the first on, as there is room for.
+fn put_while_room<T>(out: &mut Vec<u8>, most: usize, items: impl Iterator<Item = T>, mut put: impl FnMut(&mut Vec<u8>, T)) {
+    let (mut packed, mut count) = (Vec::new(), 0_u64);
+    for item in items {
+        let before = packed.len();
+        put(&mut packed, item);
+        if out.len() + varint_len(count + 1) + packed.len() > most {
+            packed.truncate(before);
+            break;
+        }
+        count += 1;
+    }
+    put_varint(out, count);
+    out.put_slice(&packed);
+}
+
+fn take_units(rest: &mut &[u8], count: u64) -> Option<Vec<UnitEnd>> {
+    let count = usize::try_from(count).ok()?;
+    let packed = take(rest, count.div_ceil(2))?;
+    (0..count).map(|unit| UnitEnd::of_number(packed[unit / 2] >> (4 * (unit % 2)) & 0xf)).collect()
+}
+
+/// As version 1 has them.
+fn take_long_units(rest: &mut &[u8], count: u64) -> Option<Vec<UnitEnd>> {
+    let mut units = Vec::new();
+    for _ in 0..count {
+        units.push(match take(rest, 1)?[0] {
+            DEAD => UnitEnd::Dead { code: take_short(rest)?, reason: take_short(rest)? },
+            number => UnitEnd::of_number(number)?,
+        });
+    }
+    Some(units)
+}
+
+fn varint_len(value: u64) -> usize {
+    let bits = u64::BITS - value.leading_zeros();
+    bits.div_ceil(7).max(1) as usize
 }
 
 fn put_varint(out: &mut Vec<u8>, mut value: u64) {
@@ -270,79 +438,4 @@ fn take_short(rest: &mut &[u8]) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn every_state_is_read_as_it_was_written(
-            watermark in 0..1_000_u64,
-            unfinished in prop::collection::btree_set(0..3_000_u64, 0..400),
-            beyond in 0..100_u64,
-        ) {
-            let unfinished: Vec<u64> = unfinished.into_iter().map(|offset| watermark + offset).collect();
-            let end = unfinished.last().map_or(watermark, |last| last + 1) + beyond;
-            let finished = Finished::from_unfinished(watermark, unfinished.iter().copied(), end);
-            for offset in watermark..end + 10 {
-                prop_assert_eq!(finished.contains(offset), offset < end && !unfinished.contains(&offset), "{}", offset);
-            }
-            let mut state = State { boot_id: [7; 16], released: true, finished, ..State::default() };
-            if let Some(first) = unfinished.first() {
-                let dead = UnitEnd::Dead { code: "WRONGTYPE".into(), reason: "wrong-type".into() };
-                state.half_done.insert(*first, vec![UnitEnd::Settled(Outcome::Applied), dead, UnitEnd::Unfinished]);
-                state.attempts.insert((*first, 2), 3);
-            }
-            let read = State::decode(watermark, &state.encode(watermark)).expect("it was written just now");
-            for offset in watermark..end + 10 {
-                prop_assert_eq!(read.finished.contains(offset), state.finished.contains(offset));
-            }
-            prop_assert_eq!((read.half_done, read.attempts), (state.half_done, state.attempts));
-            prop_assert!(read.released);
-        }
-
-        #[test]
-        fn what_was_not_read_again_is_kept(
-            earlier in prop::collection::btree_set(0..200_u64, 0..100),
-            unfinished in prop::collection::btree_set(0..100_u64, 0..50),
-        ) {
-            let earlier = Finished::from_unfinished(0, earlier.iter().copied(), 200);
-            let mut finished = Finished::from_unfinished(0, unfinished.iter().copied(), 100);
-            finished.extend_from(&earlier, 100);
-            for offset in 0..210 {
-                let expected = if offset < 100 { !unfinished.contains(&offset) } else { earlier.contains(offset) };
-                prop_assert_eq!(finished.contains(offset), expected, "{}", offset);
-            }
-        }
-
-        #[test]
-        fn damage_is_never_a_panic(watermark in any::<u64>(), stored in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = State::decode(watermark, &stored);
-        }
-    }
-
-    /// These bytes are in journals: a change of the format must go on reading them.
-    #[test]
-    fn stored_form_is_stable() {
-        let mut state = State { boot_id: [1; 16], ..State::default() };
-        state.finished = Finished::from_unfinished(10, [10, 12].into_iter(), 20);
-        state.half_done.insert(12, vec![UnitEnd::Settled(Outcome::Applied), UnitEnd::Unfinished]);
-        state.attempts.insert((10, 0), 2);
-        let mut golden = vec![1, 0];
-        golden.extend_from_slice(&[1; 16]);
-        golden.extend_from_slice(&[1, 2, 0b1111_1010, 0b0000_0011]);
-        golden.extend_from_slice(&[1, 2, 2, 1, 0]);
-        golden.extend_from_slice(&[1, 0, 0, 2]);
-        assert_eq!(state.encode(10), golden);
-    }
-
-    #[test]
-    fn a_million_positions_fit() {
-        let every_other = (0..1_048_576_u64).step_by(2);
-        let state = State { finished: Finished::from_unfinished(0, every_other, 1_048_576), ..State::default() };
-        assert!(state.encode(0).len() < 132 * 1024);
-        let contiguous = State { finished: Finished::from_unfinished(0, 1..30_000, 1_048_576), ..State::default() };
-        assert!(contiguous.encode(0).len() < 64);
-    }
-}
+mod tests;

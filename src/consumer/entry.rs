@@ -203,10 +203,14 @@ impl Entry {
 /// The failure that a checkpoint remembers of a dead unit: its text is in the dead letter.
 pub fn remembered_failure(code: &str, reason: &str) -> (Failure, ReasonClass) {
     let reason = ReasonClass::ALL.into_iter().find(|class| class.as_str() == reason).unwrap_or(ReasonClass::WrongState);
+    let (code, message) = match code {
+        "" => ("unknown", "judged by an earlier owner, whose checkpoint had no room for why"),
+        code => (code, "judged before the sidecar was started again"),
+    };
     let failure = Failure {
         class: FailureClass::Dead,
         code: code.into(),
-        message: "judged before the sidecar was started again".into(),
+        message: message.into(),
         executed: Executed::Maybe,
         reason,
     };

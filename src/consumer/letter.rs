@@ -9,7 +9,7 @@ use crate::{
     log::Partition,
     queue::Envelope,
     retry::{Failure, ReasonClass},
-    task::{Rules, Task},
+    task::Rules,
 };
 
 /// The letter of a task of which at least one unit is dead.
@@ -56,7 +56,7 @@ pub fn of_envelope(
 ) -> DeadLetter {
     let text = std::str::from_utf8(&envelope.value).ok();
     let json = text.and_then(|text| RawValue::from_string(text.to_owned()).ok());
-    let context = Task::parse(&envelope.value, rules, envelope.accepted_at).ok().map(|task| task.context);
+    let context = envelope.task(rules, &partition.queue.target).ok().map(|task| task.context);
     DeadLetter {
         schema: DeadLetter::SCHEMA,
         id: envelope.id.as_str().to_owned(),

@@ -18,6 +18,9 @@
 //! (`sealed`) and since (`current`) are kept apart; a unit must fit both together, and what is sealed is forgotten when
 //! the checkpoint is durable.
 //!
+//! A checkpoint may have room for less than all that finished: then it says nothing from some position on. A row of which
+//! a part finished there is kept as a whole, as if the checkpoint said nothing of it.
+//!
 //! What is kept is a row for each key on which something finished since the last durable checkpoint. Once there are
 //! [`MAX_KEYS`] of them, everything waits for a checkpoint: so the memory is bounded by that, twice, and by the keys of
 //! what is in flight. Keys are known by their hashes: a collision can make a unit wait, but never lets one run.
@@ -182,13 +185,25 @@ pub struct Rows {
     current: Generation,
 }
 
+/// How far above [`Generation::base`] an offset is. What is below it, or too far above, has the nearest place there is.
+type Place = u32;
+
+/// A row, and the place of its highest unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kept {
+    row: Row,
+    last: Place,
+}
+
 /// What finished between two checkpoints.
 struct Generation {
-    rows: HashMap<u64, Row>,
+    rows: HashMap<u64, Kept>,
     /// The row of each key that is not in `rows`: what units without known keys made of it.
-    others: Row,
+    others: Kept,
     /// How many of `rows` are not open.
     not_open: usize,
+    /// What places are counted from.
+    base: u64,
 }
 
 impl Rows {
@@ -210,12 +225,13 @@ impl Rows {
         self.current.rows.len() >= MAX_KEYS / 2
     }
 
-    /// A unit has run and will not run again in this process. A once-unit that was refused left no marker, so it counts
-    /// as [`ReplayKind::Other`]; what was settled without being sent does not count at all.
-    pub fn finished(&mut self, keys: &Keys, kind: ReplayKind) {
+    /// The unit of the record at `offset` has run and will not run again in this process. A once-unit that was refused
+    /// left no marker, so it counts as [`ReplayKind::Other`]; what was settled without being sent does not count at all.
+    pub fn finished(&mut self, keys: &Keys, kind: ReplayKind, offset: u64) {
+        let later = self.current.kept(Row::of(kind), offset);
         match keys {
-            Keys::Barrier => self.current.add_to_all(Row::of(kind)),
-            keys => keys.as_slice().iter().for_each(|key| self.current.add(*key, Row::of(kind))),
+            Keys::Barrier => self.current.add_to_all(later),
+            keys => keys.as_slice().iter().for_each(|key| self.current.add(*key, later)),
         }
     }
 
@@ -226,74 +242,125 @@ impl Rows {
         std::mem::swap(&mut self.sealed, &mut self.current);
     }
 
-    /// The checkpoint is durable.
-    pub fn checkpointed(&mut self) {
-        self.sealed.clear();
+    /// The checkpoint is durable. `cut`: it says nothing from that offset on.
+    pub fn checkpointed(&mut self, cut: Option<u64>) {
+        match cut {
+            None => self.sealed.clear(),
+            Some(offset) => {
+                self.sealed.forget_below(offset);
+                self.unsealed();
+            }
+        }
     }
 
-    /// The checkpoint was not stored, or may not have been, or does not say all of it.
+    /// The checkpoint was not stored, or may not have been.
     pub fn unsealed(&mut self) {
         let later = std::mem::replace(&mut self.current, std::mem::take(&mut self.sealed));
         self.current.append(later);
     }
 }
 
+impl Kept {
+    const NOTHING: Self = Self { row: Row::Empty, last: 0 };
+
+    /// This row and then another one.
+    fn then(self, later: Self) -> Self {
+        Self { row: self.row.then(later.row), last: self.last.max(later.last) }
+    }
+}
+
 impl Default for Generation {
     fn default() -> Self {
-        Self { rows: HashMap::new(), others: Row::Empty, not_open: 0 }
+        Self { rows: HashMap::new(), others: Kept::NOTHING, not_open: 0, base: 0 }
     }
 }
 
 impl Generation {
     fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.others == Row::Empty
+        self.rows.is_empty() && self.others.row == Row::Empty
+    }
+
+    /// What is kept of a row that ends at `offset` and is going to be added.
+    fn kept(&mut self, row: Row, offset: u64) -> Kept {
+        if self.is_empty() {
+            self.base = offset;
+        }
+        Kept { row, last: self.place(offset) }
+    }
+
+    fn place(&self, offset: u64) -> Place {
+        Place::try_from(offset.saturating_sub(self.base)).unwrap_or(Place::MAX)
     }
 
     fn row(&self, key: u64) -> Row {
-        self.rows.get(&key).copied().unwrap_or(self.others)
+        self.rows.get(&key).unwrap_or(&self.others).row
     }
 
     /// What a unit that touches all keys must fit: the row that lets least follow.
     fn any_row(&self) -> Row {
-        match self.others {
+        match self.others.row {
             _ if self.not_open > 0 => Row::Closed,
             Row::Empty if !self.rows.is_empty() => Row::Once,
             others => others,
         }
     }
 
-    fn add(&mut self, key: u64, later: Row) {
-        if self.others == Row::Closed {
+    fn add(&mut self, key: u64, later: Kept) {
+        if self.others.row == Row::Closed {
+            self.others.last = self.others.last.max(later.last);
             return;
         }
-        let row = self.rows.entry(key).or_insert(self.others);
-        let was_open = row.is_open();
-        *row = row.then(later);
-        self.not_open += usize::from(was_open && !row.is_open());
+        let kept = self.rows.entry(key).or_insert(self.others);
+        let was_open = kept.row.is_open();
+        *kept = kept.then(later);
+        self.not_open += usize::from(was_open && !kept.row.is_open());
     }
 
-    fn add_to_all(&mut self, later: Row) {
-        self.others = self.any_row().then(later);
-        if !self.others.is_open() {
-            self.others = Row::Closed;
+    fn add_to_all(&mut self, later: Kept) {
+        let row = self.any_row().then(later.row);
+        self.others = Kept { row, last: self.others.last.max(later.last) };
+        if !row.is_open() {
+            self.others.row = Row::Closed;
+            self.others.last = self.rows.values().map(|kept| kept.last).fold(self.others.last, Place::max);
             self.forget_rows();
         }
     }
 
     fn append(&mut self, later: Self) {
-        if !later.others.is_open() {
-            return self.add_to_all(Row::Closed);
+        let base = later.base;
+        let offset = |kept: Kept| base.saturating_add(u64::from(kept.last));
+        if later.others.row != Row::Empty {
+            let others = self.kept(later.others.row, offset(later.others));
+            self.add_to_all(others);
         }
-        if later.others == Row::Once {
-            self.add_to_all(Row::Once);
-        }
-        for (key, row) in later.rows {
-            self.add(key, row);
+        for (key, kept) in later.rows {
+            let kept = self.kept(kept.row, offset(kept));
+            self.add(key, kept);
         }
     }
 
+    /// Forgets the rows that lie wholly below an offset.
+    fn forget_below(&mut self, offset: u64) {
+        let place = self.place(offset);
+        if self.others.row != Row::Empty && self.others.last >= place {
+            // It is part of every row.
+            return;
+        }
+        self.others = Kept::NOTHING;
+        let mut not_open = 0;
+        self.rows.retain(|_, kept| {
+            let stays = kept.last >= place;
+            not_open += usize::from(stays && !kept.row.is_open());
+            // Counted anew, so that places stay small however long this goes on.
+            kept.last = kept.last.saturating_sub(place);
+            stays
+        });
+        self.not_open = not_open;
+        self.base = self.base.saturating_add(u64::from(place));
+    }
+
     fn clear(&mut self) {
-        self.others = Row::Empty;
+        self.others = Kept::NOTHING;
         self.forget_rows();
     }
 

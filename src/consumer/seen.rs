@@ -5,6 +5,10 @@
 //! record that is read again after its partition was taken away must not be taken for a repetition of itself. What it
 //! forgets is run again, as it would have been without it: once-units are still known by their markers, for as long as
 //! an identity is remembered here at most.
+//!
+//! A partition that is taken away takes with it what was settled there since its last durable checkpoint: its next owner
+//! runs that again, from any point of it on, and where the partition comes back before all of it ran, the rest must run
+//! here. So each window lists what of it is not saved yet ([`Unsaved`]).
 
 use std::time::Duration;
 
@@ -24,6 +28,9 @@ pub struct Seen {
     /// Seconds after its acceptance for which a task is remembered.
     life: i64,
 }
+
+/// The most that is listed of one window: what is settled in seconds.
+const MAX_UNSAVED: usize = 65_536;
 
 /// By identity, seconds since 1970.
 type Generation = HashMap<Identity, u32>;
@@ -51,6 +58,74 @@ impl Seen {
             self.newer.clear();
         }
         self.newer.insert(identity, u32::try_from(accepted_at.as_second().max(0)).unwrap_or(u32::MAX));
+    }
+
+    /// What was settled will not count as settled.
+    pub fn forget(&mut self, unsaved: &Unsaved) {
+        if unsaved.is_too_long || unsaved.sealed_is_too_long {
+            self.newer.clear();
+            self.older.clear();
+            return;
+        }
+        for (_, identity) in &unsaved.list {
+            self.newer.remove(identity);
+            self.older.remove(identity);
+        }
+    }
+}
+
+/// What was settled in one partition while no durable checkpoint says so.
+#[derive(Debug, Default)]
+pub struct Unsaved {
+    /// By offset, in the order in which they were settled.
+    list: Vec<(u64, Identity)>,
+    /// How many of these the checkpoint says that is being written.
+    sealed: usize,
+    /// More was settled than is listed, since that checkpoint and before.
+    is_too_long: bool,
+    sealed_is_too_long: bool,
+}
+
+impl Unsaved {
+    pub fn push(&mut self, offset: u64, identity: Identity) {
+        if self.list.len() < MAX_UNSAVED {
+            self.list.push((offset, identity));
+        } else {
+            self.is_too_long = true;
+        }
+    }
+
+    /// A checkpoint is going to be written that says all that was settled until now.
+    pub fn seal(&mut self) {
+        self.sealed = self.list.len();
+        self.sealed_is_too_long = std::mem::take(&mut self.is_too_long);
+    }
+
+    /// It is durable. `cut`: it says nothing from that offset on.
+    pub fn saved(&mut self, cut: Option<u64>) {
+        let sealed = std::mem::take(&mut self.sealed);
+        match cut {
+            None => {
+                self.sealed_is_too_long = false;
+                self.list.drain(..sealed);
+            }
+            Some(cut) => {
+                self.unsealed();
+                let mut number = 0;
+                self.list.retain(|(offset, _)| {
+                    number += 1;
+                    number > sealed || *offset >= cut
+                });
+            }
+        }
+        // A list that was long once would keep its memory for ever.
+        self.list.shrink_to(sealed.saturating_mul(16).max(64));
+    }
+
+    /// It was not stored, or may not have been.
+    pub fn unsealed(&mut self) {
+        self.sealed = 0;
+        self.is_too_long |= std::mem::take(&mut self.sealed_is_too_long);
     }
 }
 
@@ -117,5 +192,65 @@ mod tests {
             seen.remember(identity(2, 2), at(0));
         }
         assert!(seen.contains(&identity(1, 1), at(1)));
+    }
+
+    /// Settles tasks at these offsets and says which are forgotten when the partition is taken away.
+    fn forgotten(steps: impl FnOnce(&mut dyn FnMut(&mut Unsaved, u64), &mut Unsaved)) -> Vec<u64> {
+        let (mut seen, mut unsaved) = (Seen::new(DAY), Unsaved::default());
+        let mut settled = Vec::new();
+        let mut settle = |unsaved: &mut Unsaved, offset: u64| {
+            settled.push(offset);
+            seen.remember(identity(offset, 1), at(0));
+            unsaved.push(offset, identity(offset, 1));
+        };
+        steps(&mut settle, &mut unsaved);
+        seen.forget(&unsaved);
+        settled.into_iter().filter(|offset| !seen.contains(&identity(*offset, 1), at(1))).collect()
+    }
+
+    #[test]
+    fn what_no_checkpoint_says_goes_with_its_partition() {
+        assert_eq!(forgotten(|settle, unsaved| settle(unsaved, 1)), [1]);
+        let two = |settle: &mut dyn FnMut(&mut Unsaved, u64), unsaved: &mut Unsaved| {
+            (1..=4).for_each(|offset| settle(unsaved, offset));
+            unsaved.seal();
+            settle(unsaved, 5);
+        };
+        assert_eq!(forgotten(two), [1, 2, 3, 4, 5], "the checkpoint may not be durable");
+        let saved = |cut| {
+            forgotten(move |settle, unsaved| {
+                two(settle, unsaved);
+                unsaved.saved(cut);
+            })
+        };
+        assert_eq!(saved(None), [5]);
+        assert_eq!(saved(Some(3)), [3, 4, 5]);
+        let failed = forgotten(|settle, unsaved| {
+            two(settle, unsaved);
+            unsaved.unsealed();
+        });
+        assert_eq!(failed, [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn a_list_that_became_too_long_makes_forget_everything() {
+        let many = MAX_UNSAVED as u64 + 1;
+        let overflow = |settle: &mut dyn FnMut(&mut Unsaved, u64), unsaved: &mut Unsaved| {
+            (0..many).for_each(|offset| settle(unsaved, offset));
+            unsaved.seal();
+        };
+        assert_eq!(forgotten(overflow).len() as u64, many);
+        let saved = forgotten(|settle, unsaved| {
+            overflow(settle, unsaved);
+            unsaved.saved(None);
+            settle(unsaved, many);
+        });
+        assert_eq!(saved.last(), Some(&many));
+        assert!(saved.len() < many as usize, "what is saved is remembered");
+        let cut = forgotten(|settle, unsaved| {
+            overflow(settle, unsaved);
+            unsaved.saved(Some(many));
+        });
+        assert_eq!(cut.len() as u64, many);
     }
 }

@@ -11,6 +11,9 @@
 //!
 //! Bounded three times: by the span of offsets that a checkpoint can describe, by the memory of all windows together, and
 //! by what is ready: reading on for more only helps when little of what was read can run.
+//!
+//! What a checkpoint describes is every position below one. That position is where the description would still fit if all
+//! pipelines below it were half done: so it never moves back, and what one checkpoint said the next one says too.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -18,16 +21,20 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
 use hashbrown::HashSet;
 use jiff::Timestamp;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    checkpoint::{Finished, State},
+    checkpoint::{self, Bounds, Finished, State},
     entry::{Entry, TaskSlot, UnitRef},
     rows::Rows,
     schedule::{Schedule, UnitId},
+    seen::Unsaved,
 };
 use crate::{
     log::{Assigned, BootTime, Checkpoint, Epoch, Lease, Partition, Reader},
@@ -35,8 +42,12 @@ use crate::{
     task::Identity,
 };
 
-/// The most offsets between the watermark and what is read next: what a checkpoint can describe.
+/// The most offsets between the watermark and what is read next.
 const MAX_SPAN: u64 = 1_048_576;
+
+/// So many offsets may be read whether a checkpoint could describe them or not. It can, unless there are pipelines of
+/// hundreds of units among them.
+const MIN_SPAN: u64 = 8192;
 
 /// The most bytes of records between the watermark and what is read next: what one parked task can pin on disk.
 const MAX_SPAN_BYTES: u64 = 256 * 1024 * 1024;
@@ -76,13 +87,57 @@ pub enum Claim {
     Held,
 }
 
+/// Whether anything of a partition may be read or sent. Whoever waits for something before it sends looks again
+/// afterwards.
+#[derive(Clone)]
+pub struct Gate {
+    lease: Lease,
+    closed: CancellationToken,
+}
+
+impl Gate {
+    pub fn is_open(&self) -> bool {
+        !self.closed.is_cancelled() && self.lease.is_valid(BootTime::now())
+    }
+
+    /// What to do until the gate is closed for good; none when it was.
+    pub async fn run_until_closed<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.closed.run_until_cancelled(work).await
+    }
+}
+
+/// A partition that goes to another owner.
+pub struct Leaving {
+    /// What is under way then is not waited for.
+    pub until: Instant,
+    /// Dropped when all is done.
+    pub done: oneshot::Sender<()>,
+}
+
+/// What a window has to write down.
+pub struct Draft {
+    pub checkpoint: Checkpoint,
+    /// From where on nothing is said, where something could be.
+    pub cut: Option<u64>,
+}
+
 pub struct Window {
     pub partition: Partition,
     pub epoch: Epoch,
-    pub lease: Lease,
+    pub gate: Gate,
     pub claim: Claim,
-    /// Tasks accepted before this were perhaps read by an owner that did not end in order.
+    /// Where its partition is to be given up: nothing more is read or sent.
+    pub leaving: Option<Leaving>,
+    /// Units that were sent, or whose marker is being read, and not answered.
+    pub in_flight: usize,
+    /// Dead letters that are being written.
+    pub writing: usize,
+    /// Tasks that wait for a process that knows their target.
+    pub held: usize,
+    /// Tasks accepted before this were perhaps read by an owner that did not say all it had done.
     inherited_until: Option<Timestamp>,
+    /// A task accepted after that was read.
+    past_inherited: bool,
     /// What finished since the last durable checkpoint and would run again after a crash, by key.
     pub rows: Rows,
     /// Away while a read is under way.
@@ -91,6 +146,8 @@ pub struct Window {
     /// Something finished or failed since the last checkpoint.
     pub changed: bool,
     pub committing: bool,
+    /// The last durable checkpoint leaves something out. Another one may help only when more has finished.
+    pub is_cut: bool,
     entries: Vec<Option<Entry>>,
     free: Vec<TaskSlot>,
     /// The slots of unsettled tasks, by offset.
@@ -106,16 +163,26 @@ pub struct Window {
     /// The last offset of each read, and how many bytes it had, oldest first.
     reads: VecDeque<(u64, u64)>,
     span_bytes: u64,
+    /// The most bytes of a checkpoint's state.
+    max_state_bytes: usize,
+    /// Of these, what unsettled pipelines take at most.
+    pipeline_bytes: usize,
+    /// What the checkpoint at the start said of positions below is said again by the next one.
+    described: u64,
+    /// What was settled here while no durable checkpoint says so.
+    pub unsaved: Unsaved,
     /// Bytes that the entries count for.
     pub cost: usize,
     budget: Arc<Budget>,
 }
 
 impl Window {
-    pub fn new(assigned: Assigned, budget: Arc<Budget>) -> Self {
+    /// `boot_id` is this process's own.
+    pub fn new(assigned: Assigned, boot_id: [u8; 16], max_state_bytes: usize, budget: Arc<Budget>) -> Self {
         let Assigned { partition, epoch, lease, checkpoint, reader } = assigned;
         let is_new = checkpoint.is_none();
         let Checkpoint { watermark, state } = checkpoint.unwrap_or_default();
+        let mut is_garbled = false;
         let earlier = match State::decode(watermark, &state) {
             Some(state) => state,
             None if state.is_empty() => State::default(),
@@ -124,24 +191,36 @@ impl Window {
                     partition = %partition,
                     "The checkpoint of {partition} cannot be read above offset {watermark}: what was finished there runs again"
                 );
+                is_garbled = true;
                 State::default()
             }
         };
-        let claim = match earlier.released || is_new || earlier == State::default() {
-            true => Claim::Claiming,
-            false => Claim::Fencing(earlier.boot_id),
+        let is_known = !is_new && earlier != State::default();
+        let claim = match is_known && !earlier.released && earlier.boot_id != boot_id {
+            true => Claim::Fencing(earlier.boot_id),
+            // What this process itself had on its way was cut when the partition was taken away.
+            false => Claim::Claiming,
         };
+        let more_may_have_run = is_garbled || is_known && (!earlier.released || earlier.more_may_have_run);
+        let half_done_end = earlier.half_done.last_key_value().map_or(watermark, |(offset, _)| offset + 1);
+        let described = earlier.finished.end().max(half_done_end).max(watermark);
         Self {
             partition,
             epoch,
-            lease,
+            gate: Gate { lease, closed: CancellationToken::new() },
             claim,
-            inherited_until: (claim != Claim::Claiming).then(Timestamp::now),
+            leaving: None,
+            in_flight: 0,
+            writing: 0,
+            held: 0,
+            inherited_until: more_may_have_run.then(Timestamp::now),
+            past_inherited: false,
             rows: Rows::default(),
             reader: Some(reader),
             schedule: Schedule::default(),
             changed: false,
             committing: false,
+            is_cut: false,
             entries: Vec::new(),
             free: Vec::new(),
             unfinished: BTreeMap::new(),
@@ -151,6 +230,10 @@ impl Window {
             earlier,
             reads: VecDeque::new(),
             span_bytes: 0,
+            max_state_bytes,
+            pipeline_bytes: 0,
+            described,
+            unsaved: Unsaved::default(),
             cost: 0,
             budget,
         }
@@ -163,7 +246,11 @@ impl Window {
 
     /// How many bytes may be read now, if any.
     pub fn room(&self) -> Option<usize> {
-        if self.next - self.watermark() >= MAX_SPAN
+        let span = self.next - self.watermark();
+        let describable = checkpoint::most_bytes(span, self.pipeline_bytes) <= self.max_state_bytes;
+        if self.leaving.is_some()
+            || span >= MAX_SPAN
+            || span >= MIN_SPAN && !describable
             || self.span_bytes >= MAX_SPAN_BYTES
             || self.schedule.ready_len() >= READY_AHEAD
         {
@@ -211,6 +298,7 @@ impl Window {
     /// keys.
     pub fn insert(&mut self, entry: Entry, units: usize) -> TaskSlot {
         let (offset, cost) = (entry.offset, entry.cost(units));
+        self.pipeline_bytes += pipeline_bytes(units);
         self.identities.insert(entry.envelope.identity);
         self.cost += cost;
         self.budget.used.fetch_add(cost, Ordering::Relaxed);
@@ -234,8 +322,10 @@ impl Window {
         let cost = entry.cost(entry.units.len());
         self.cost -= cost;
         self.budget.used.fetch_sub(cost, Ordering::Relaxed);
+        self.pipeline_bytes -= pipeline_bytes(entry.units.len());
         self.unfinished.remove(&entry.offset);
         self.identities.remove(&entry.envelope.identity);
+        self.unsaved.push(entry.offset, entry.envelope.identity);
         self.notable.remove(&entry.offset);
         self.free.push(slot);
         self.changed = true;
@@ -249,8 +339,10 @@ impl Window {
     }
 
     /// Whether an earlier process may have sent units of the task without a checkpoint that says so.
-    pub fn may_have_run(&self, envelope: &Envelope) -> bool {
-        self.inherited_until.is_some_and(|until| envelope.accepted_at <= until)
+    pub fn may_have_run(&mut self, envelope: &Envelope) -> bool {
+        let may_have_run = self.inherited_until.is_some_and(|until| envelope.accepted_at <= until);
+        self.past_inherited |= !may_have_run;
+        may_have_run
     }
 
     /// Whether a task with this identity is not settled.
@@ -297,11 +389,16 @@ impl Window {
 
     /// Whether its units may be sent now.
     pub fn may_send(&self) -> bool {
-        self.claim == Claim::Held && self.lease.is_valid(BootTime::now())
+        self.claim == Claim::Held && self.gate.is_open()
+    }
+
+    /// Nothing more is read or sent.
+    pub fn close(&self) {
+        self.gate.closed.cancel();
     }
 
     /// What to write down now. While an earlier owner is not fenced off its name stays in it.
-    pub fn checkpoint(&self, boot_id: [u8; 16], released: bool) -> Checkpoint {
+    pub fn checkpoint(&self, boot_id: [u8; 16], released: bool) -> Draft {
         let watermark = self.watermark();
         let mut finished = Finished::from_unfinished(watermark, self.unfinished.keys().copied(), self.next);
         finished.extend_from(&self.earlier.finished, self.next);
@@ -309,7 +406,8 @@ impl Window {
             Claim::Fencing(earlier) => (earlier, false),
             Claim::Claiming | Claim::Held => (boot_id, released),
         };
-        let mut state = State { boot_id, released, finished, ..State::default() };
+        let more_may_have_run = self.more_may_have_run();
+        let mut state = State { boot_id, released, more_may_have_run, finished, ..State::default() };
         for (offset, slot) in &self.notable {
             let entry = self.entry(*slot);
             if let Some(ends) = entry.unit_ends() {
@@ -324,7 +422,59 @@ impl Window {
         let next = self.next;
         state.half_done.extend(self.earlier.half_done.range(next..).map(|(offset, ends)| (*offset, ends.clone())));
         state.attempts.extend(self.earlier.attempts.range((next, 0)..).map(|(unit, attempts)| (*unit, *attempts)));
-        Checkpoint { watermark, state: state.encode(watermark) }
+        let end = self.next.max(self.described);
+        let until = self.describable_end().max(self.described);
+        let encoded = state.encode(watermark, Bounds { until, max_bytes: self.max_state_bytes });
+        Draft {
+            checkpoint: Checkpoint { watermark, state: encoded.state },
+            cut: (encoded.until < end).then_some(encoded.until),
+        }
+    }
+
+    /// A checkpoint is going to be written, that says all that finished until now.
+    pub fn seal(&mut self) {
+        self.rows.seal();
+        self.unsaved.seal();
+    }
+
+    /// It is durable.
+    pub fn checkpointed(&mut self, cut: Option<u64>) {
+        self.is_cut = cut.is_some();
+        self.rows.checkpointed(cut);
+        self.unsaved.saved(cut);
+    }
+
+    /// It was not stored, or may not have been.
+    pub fn unsealed(&mut self) {
+        self.rows.unsealed();
+        self.unsaved.unsealed();
+    }
+
+    /// Below this a checkpoint can say everything, however many pipelines come to be half done.
+    fn describable_end(&self) -> u64 {
+        let (watermark, max) = (self.watermark(), self.max_state_bytes);
+        if checkpoint::most_bytes(self.next - watermark, self.pipeline_bytes) <= max {
+            return self.next;
+        }
+        let mut of_pipelines = 0;
+        // As far as the bits for finished and unfinished go.
+        let most = |of_pipelines| {
+            let bytes = max.saturating_sub(checkpoint::most_bytes(0, of_pipelines));
+            watermark + bytes as u64 * 8
+        };
+        for (offset, slot) in &self.unfinished {
+            let with_this = of_pipelines + pipeline_bytes(self.entry(*slot).units.len());
+            if most(with_this) <= *offset {
+                return most(of_pipelines).min(*offset);
+            }
+            of_pipelines = with_this;
+        }
+        most(of_pipelines).min(self.next)
+    }
+
+    /// Whether some of what this window calls unfinished may have been sent by an earlier owner.
+    fn more_may_have_run(&self) -> bool {
+        self.inherited_until.is_some() && (!self.past_inherited || self.entries().any(|entry| entry.may_have_run))
     }
 
     fn forget_reads(&mut self) {
@@ -347,8 +497,14 @@ impl Entries<'_> {
     }
 }
 
+/// What a task takes in a checkpoint while it is half done.
+fn pipeline_bytes(units: usize) -> usize {
+    if units > 1 { checkpoint::bytes_of_pipeline(units) } else { 0 }
+}
+
 impl Drop for Window {
     fn drop(&mut self) {
+        self.close();
         self.budget.used.fetch_sub(self.cost, Ordering::Relaxed);
     }
 }

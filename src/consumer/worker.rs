@@ -8,7 +8,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -18,24 +18,25 @@ use futures_util::{
     stream::{BoxStream, FuturesUnordered},
 };
 use jiff::Timestamp;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Question,
-    entry::{Entry, Letter, TaskSlot, UnitRef},
+    entry::{Entry, TaskSlot, UnitRef},
     schedule::UnitId,
-    seen::Seen,
+    seen::{Seen, Unsaved},
     window::{Budget, Claim, Window},
+    windows::{WindowId, Windows},
 };
 use crate::{
     dead_letters::DeadLetters,
-    log::{Assignment, CommitError, Entry as LogEntry, Log, ReadError, Reader, TableError},
+    log::{Assigned, Assignment, CommitError, Entry as LogEntry, Log, Partition, ReadError, Reader, TableError},
     queue::{Queues, recent::Settled},
     retry::{Failure, Policy},
     target::{
-        BatchResult, Connection, FenceReport, Finding, MarkerState, Past, ProbeReport, Target, breaker::Breaker,
-        command_hold::CommandHolds,
+        BatchResult, Connection, ConnectionName, FenceReport, Finding, MarkerState, Past, ProbeReport, Target,
+        breaker::Breaker, command_hold::CommandHolds,
     },
     task::{Lane, Outcome, Rules},
     telemetry::metrics::TargetMetrics,
@@ -43,13 +44,11 @@ use crate::{
 
 mod health;
 mod judging;
+mod leaving;
 mod reading;
 mod sending;
 mod settling;
 mod view;
-
-/// The time between two checkpoints while there is something new to write down.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The time between two updates of the gauges.
 const GAUGE_INTERVAL: Duration = Duration::from_millis(250);
@@ -81,6 +80,8 @@ pub struct Parts {
     pub connections: usize,
     pub budget: Arc<Budget>,
     pub boot_id: [u8; 16],
+    /// How long what is under way may take once its partition is to be given up.
+    pub revoke_bound: Duration,
     pub seen: Arc<Mutex<Seen>>,
     pub metrics: TargetMetrics,
     pub assignments: BoxStream<'static, Assignment>,
@@ -99,18 +100,26 @@ pub struct Worker {
     connections: usize,
     budget: Arc<Budget>,
     boot_id: [u8; 16],
+    revoke_bound: Duration,
+    checkpoint_interval: Duration,
+    max_state_bytes: usize,
     metrics: TargetMetrics,
     rng: fastrand::Rng,
-    windows: Vec<Window>,
+    windows: Windows,
+    /// Partitions given up whose last checkpoint is being written.
+    leaving: usize,
     breaker: Breaker,
     /// When the breaker opened, as a time of day.
     held_since: Option<Timestamp>,
     holds: CommandHolds,
     /// Units that wait because their command was refused, by command.
-    parked: HashMap<&'static str, Vec<(usize, UnitId, UnitRef)>>,
+    parked: HashMap<&'static str, Vec<(WindowId, UnitId, UnitRef)>>,
     idle: Vec<Connection>,
     in_flight: usize,
     units_in_flight: usize,
+    /// Batches that were started and have not ended.
+    flights: HashMap<FlightId, Flight>,
+    next_flight: FlightId,
     probing: bool,
     /// When a canary was last written, and nothing was ambiguous since.
     canary_at: Option<Instant>,
@@ -137,10 +146,22 @@ pub struct Worker {
     settled: Vec<Settled>,
 }
 
+/// A batch's number.
+type FlightId = u64;
+
+/// A batch under way.
+struct Flight {
+    windows: Vec<WindowId>,
+    /// Set when it is sent.
+    connection: Arc<OnceLock<ConnectionName>>,
+    /// Its connection is cut, because one of its windows was given up.
+    is_cut: bool,
+}
+
 /// A unit that was sent.
 #[derive(Clone, Copy)]
 struct Sent {
-    window: usize,
+    window: WindowId,
     node: UnitId,
     unit: UnitRef,
     command: &'static str,
@@ -150,18 +171,22 @@ struct Sent {
     on_trial: bool,
 }
 
+/// What is about a window that is no longer there changes nothing.
 enum Event {
     Read {
-        window: usize,
+        window: WindowId,
         reader: Box<dyn Reader>,
         result: Result<Vec<LogEntry>, ReadError>,
     },
     /// A read failed; this is the pause after it.
     ReadAgain {
-        window: usize,
+        window: WindowId,
         reader: Box<dyn Reader>,
     },
+    /// What waited to read from a partition, or to write something about it, ended with it.
+    Closed,
     Batch {
+        flight: FlightId,
         sent: Vec<Sent>,
         connection: Option<Connection>,
         result: Result<BatchResult, Failure>,
@@ -179,30 +204,45 @@ enum Event {
         result: Result<Option<MarkerState>, Failure>,
     },
     Letter {
-        window: usize,
+        window: WindowId,
         task: TaskSlot,
         result: Result<(), TableError>,
     },
     LetterAgain {
-        window: usize,
+        window: WindowId,
         task: TaskSlot,
     },
     Committed {
-        window: usize,
+        window: WindowId,
         /// What the checkpoint says of the owner.
         claim: Claim,
+        /// From where on it says nothing, where something could be said.
+        cut: Option<u64>,
         result: Result<(), CommitError>,
     },
     /// A checkpoint could not be stored; this is the pause after it. The next one says the same and more.
     CommitAgain {
-        window: usize,
+        window: WindowId,
+    },
+    /// A partition was given up.
+    Left {
+        partition: Partition,
+        /// What was settled in it and is not saved, unless its last checkpoint is durable.
+        unsaved: Unsaved,
+        cut: Option<u64>,
+        /// None: there was no answer in time.
+        result: Option<Result<(), CommitError>>,
+        /// Dropped last.
+        done: oneshot::Sender<()>,
     },
 }
 
 impl Worker {
     pub async fn run(parts: Parts) {
-        let Parts { mut assignments, mut questions, stop, .. } = parts;
+        let Parts { assignments, mut questions, stop, .. } = parts;
+        let mut assignments = assignments.fuse();
         let now = Instant::now();
+        let checkpointing = parts.log.checkpointing();
         let mut worker = Self {
             breaker: Breaker::new(parts.probe_cap, fastrand::Rng::new()),
             target: Arc::new(parts.target),
@@ -214,15 +254,21 @@ impl Worker {
             connections: parts.connections,
             budget: parts.budget,
             boot_id: parts.boot_id,
+            revoke_bound: parts.revoke_bound,
+            checkpoint_interval: checkpointing.interval,
+            max_state_bytes: checkpointing.max_state_bytes,
             metrics: parts.metrics,
             rng: fastrand::Rng::new(),
-            windows: Vec::new(),
+            windows: Windows::default(),
+            leaving: 0,
             held_since: None,
             holds: CommandHolds::default(),
             parked: HashMap::new(),
             idle: Vec::new(),
             in_flight: 0,
             units_in_flight: 0,
+            flights: HashMap::new(),
+            next_flight: 0,
             probing: false,
             canary_at: None,
             canary_warned: false,
@@ -248,7 +294,7 @@ impl Worker {
             tokio::select! {
                 () = stop.cancelled(), if !worker.stopping => worker.stopping = true,
                 Some(event) = worker.events.next() => worker.take(event),
-                Some(assignment) = assignments.next(), if !worker.stopping => worker.assign(assignment),
+                Some(assignment) = assignments.next() => worker.take_assignment(assignment),
                 Some(question) = questions.recv() => worker.answer(question),
                 () = tokio::time::sleep_until(wake_at.into()) => {}
             }
@@ -259,9 +305,8 @@ impl Worker {
     /// Nothing of this worker is under way but reads, which may be dropped.
     fn is_quiet(&self) -> bool {
         self.in_flight == 0
-            && !self.windows.iter().any(|window| {
-                window.committing || window.entries().any(|entry| matches!(entry.letter, Letter::Writing { .. }))
-            })
+            && self.leaving == 0
+            && !self.windows.values().any(|window| window.committing || window.writing > 0)
     }
 
     /// The last checkpoints: they say that nothing of this process is on its way to the target any more.
@@ -269,8 +314,8 @@ impl Worker {
         self.flush_settled();
         // What may still be on its way is for the next process to cut.
         let released = self.past.is_empty();
-        for window in std::mem::take(&mut self.windows) {
-            let checkpoint = window.checkpoint(self.boot_id, released);
+        for window in std::mem::take(&mut self.windows).into_values() {
+            let checkpoint = window.checkpoint(self.boot_id, released).checkpoint;
             let (partition, epoch) = (window.partition.clone(), window.epoch);
             if let Err(error) = self.log.commit(&partition, epoch, checkpoint).await {
                 tracing::warn!(partition = %partition, "The last checkpoint of {partition} was not stored: {error}");
@@ -284,17 +329,18 @@ impl Worker {
         while let Some(Some(event)) = self.events.next().now_or_never() {
             self.take(event);
         }
-        for window in &mut self.windows {
+        for window in self.windows.values_mut() {
             window.schedule.wake(now);
         }
         if !self.stopping {
             self.read();
             self.send(now);
         }
+        self.give_up_revoked(now);
         self.flush_settled();
         let due = now >= self.checkpoint_due;
         if due {
-            self.checkpoint_due = now + CHECKPOINT_INTERVAL;
+            self.checkpoint_due = now + self.checkpoint_interval;
         }
         self.commit(due);
         if now >= self.gauges_due {
@@ -307,10 +353,13 @@ impl Worker {
 
     fn wake_at(&self, now: Instant) -> Instant {
         let mut wake_at = now + Duration::from_secs(3600);
-        for window in &self.windows {
+        for window in self.windows.values() {
             wake_at = window.schedule.next_wake().map_or(wake_at, |at| at.min(wake_at));
             if window.changed {
                 wake_at = wake_at.min(self.checkpoint_due);
+            }
+            if let Some(leaving) = &window.leaving {
+                wake_at = wake_at.min(leaving.until);
             }
         }
         // The age of the oldest task grows by itself.
@@ -324,22 +373,37 @@ impl Worker {
     }
 
     fn has_work(&self) -> bool {
-        self.windows.iter().any(|window| window.len() > 0)
+        self.windows.values().any(|window| window.len() > 0)
     }
 
     fn take(&mut self, event: Event) {
         self.gauges_stale = true;
         match event {
             Event::Read { window, reader, result } => self.take_read(window, reader, result),
-            Event::ReadAgain { window, reader } => self.windows[window].reader = Some(reader),
-            Event::Batch { sent, connection, result } => self.take_batch(sent, connection, result),
+            Event::ReadAgain { window, reader } => {
+                if let Some(window) = self.windows.get_mut(window) {
+                    window.reader = Some(reader);
+                }
+            }
+            Event::Closed => {}
+            Event::Batch { flight, sent, connection, result } => self.take_batch(flight, &sent, connection, result),
             Event::Probed(result) => self.take_probe(result),
             Event::Letter { window, task, result } => self.take_letter(window, task, result),
-            Event::LetterAgain { window, task } => self.write_letter(window, task),
-            Event::Committed { window, claim, result } => self.take_commit(window, claim, result),
+            Event::LetterAgain { window, task } => {
+                if self.windows.contains(window) {
+                    self.write_letter(window, task);
+                }
+            }
+            Event::Committed { window, claim, cut, result } => self.take_commit(window, claim, cut, result),
             Event::CommitAgain { window } => {
-                self.windows[window].committing = false;
-                self.windows[window].changed = true;
+                if let Some(window) = self.windows.get_mut(window) {
+                    window.committing = false;
+                    window.changed = true;
+                }
+            }
+            Event::Left { partition, unsaved, cut, result, done } => {
+                self.take_left(&partition, unsaved, cut, result);
+                drop(done);
             }
             Event::Fenced { past, result } => self.take_fence(&past, result),
             Event::Inspected(findings) => self.take_findings(&findings),
@@ -347,24 +411,29 @@ impl Worker {
         }
     }
 
-    fn assign(&mut self, assignment: Assignment) {
+    fn take_assignment(&mut self, assignment: Assignment) {
+        self.gauges_stale = true;
         match assignment {
-            Assignment::Assigned(assigned) => {
-                let watermark = assigned.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.watermark);
-                let partition = &assigned.partition;
-                tracing::info!(partition = %partition, watermark, "Consuming {partition} from offset {watermark}");
-                self.remember_finished(&assigned.partition, watermark);
-                let window = Window::new(assigned, self.budget.clone());
-                if let Claim::Fencing(boot_id) = window.claim {
-                    self.add_past(Past::Process(boot_id));
-                }
-                self.windows.push(window);
-            }
-            // A journal has one owner, who never loses a partition.
-            Assignment::Revoking { partition, .. } | Assignment::Lost { partition } => {
-                tracing::error!(partition = %partition, "{partition} was taken away, which this log never does");
-            }
+            // Whoever stops takes nothing on; the log gives it to somebody else.
+            Assignment::Assigned(_) if self.stopping => {}
+            Assignment::Assigned(assigned) => self.assign(assigned),
+            Assignment::Revoking { partition, done } => self.revoke(&partition, done),
+            Assignment::Lost { partition } => self.lose(&partition),
         }
+    }
+
+    fn assign(&mut self, assigned: Assigned) {
+        let watermark = assigned.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.watermark);
+        let partition = &assigned.partition;
+        // Of an assignment that is over, whether that was said or not, nothing may stay.
+        self.lose(partition);
+        tracing::info!(partition = %partition, watermark, "Consuming {partition} from offset {watermark}");
+        self.remember_finished(partition, watermark);
+        let window = Window::new(assigned, self.boot_id, self.max_state_bytes, self.budget.clone());
+        if let Claim::Fencing(boot_id) = window.claim {
+            self.add_past(Past::Process(boot_id));
+        }
+        self.windows.insert(window);
     }
 }
 

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 
 use super::{
-    AppendError, Assigned, Assignment, BootTime, Checkpoint, CommitError, Entry, HeadersBuilder, Log, NewRecord,
-    QueueName, ReadError, Record, TableEntry, TableError,
+    AppendError, Assigned, Assignment, BootTime, Checkpoint, Checkpointing, CommitError, Entry, HeadersBuilder, Log,
+    NewRecord, Partition, QueueName, ReadError, Record, TableEntry, TableError,
 };
 
 /// A test for each property.
@@ -24,6 +24,7 @@ macro_rules! suite {
             concurrent_appends_are_each_read_once
             next_assignment_starts_from_the_last_checkpoint
             assignment_comes_with_a_valid_lease
+            state_as_long_as_is_allowed_is_kept
             old_epoch_commits_nothing
             queues_do_not_share_records
             tail_has_the_last_records
@@ -209,6 +210,19 @@ pub(crate) async fn assignment_comes_with_a_valid_lease(log: &dyn Log) {
     assert!(assigned(log, &queue).await.lease.is_valid(BootTime::now()));
 }
 
+pub(crate) async fn state_as_long_as_is_allowed_is_kept(log: &dyn Log) {
+    let queue = queue("normal");
+    append(log, &queue, "a").await;
+    let longest = log.checkpointing().max_state_bytes;
+    assert!(longest >= Checkpointing::LEAST_STATE_BYTES);
+    // All kinds of bytes, and no more of them than a log in a test has room for.
+    let state: Bytes = (0..longest.min(64 * 1024)).map(|place| (place % 251) as u8).collect();
+    let checkpoint = Checkpoint { watermark: 0, state };
+    let first = assigned(log, &queue).await;
+    log.commit(&first.partition, first.epoch, checkpoint.clone()).await.expect("it is as long as is allowed");
+    assert_eq!(assigned(log, &queue).await.checkpoint, Some(checkpoint));
+}
+
 pub(crate) async fn old_epoch_commits_nothing(log: &dyn Log) {
     let queue = queue("normal");
     append(log, &queue, "a").await;
@@ -238,7 +252,8 @@ pub(crate) async fn queues_do_not_share_records(log: &dyn Log) {
 /// What [`Log::tail`] shows.
 pub(crate) fn tail(log: &dyn Log, queue: &QueueName, max_records: usize, max_bytes: usize) -> Vec<Entry> {
     let mut entries = Vec::new();
-    log.tail(queue, max_records, max_bytes, &mut |entry| entries.push(entry)).expect("it can be read");
+    let partition = Partition { queue: queue.clone(), index: 0 };
+    log.tail(&partition, max_records, max_bytes, &mut |entry| entries.push(entry)).expect("it can be read");
     entries
 }
 

@@ -64,8 +64,8 @@ use self::{
     writer::{Failure, Writer},
 };
 use super::{
-    AppendError, Appended, Assigned, Assignment, Checkpoint, CommitError, Depth, Durability, Entry, Epoch, Lease, Log,
-    NewRecord, Partition, Position, QueueName, ReadError, Table, TableError,
+    AppendError, Appended, Assigned, Assignment, Checkpoint, Checkpointing, CommitError, Depth, Durability, Entry,
+    Epoch, Lease, Log, NewRecord, Partition, Position, QueueName, ReadError, Table, TableError,
 };
 
 pub use self::{
@@ -95,6 +95,9 @@ mod writer;
 
 /// A request becomes frames that its reader takes for frames.
 const _: () = assert!(MAX_QUEUED_BYTES <= frame::MAX_PAYLOAD_BYTES);
+
+/// A checkpoint is one more frame in the next sync.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(100);
 
 const LOCK: &str = "LOCK";
 const QUEUES: &str = "queues";
@@ -532,6 +535,10 @@ impl Log for JournalLog {
         }))
     }
 
+    fn checkpointing(&self) -> Checkpointing {
+        Checkpointing { interval: CHECKPOINT_INTERVAL, max_state_bytes: checkpoint::MAX_STATE_BYTES }
+    }
+
     fn commit<'a>(
         &'a self,
         partition: &'a Partition,
@@ -543,12 +550,12 @@ impl Log for JournalLog {
 
     fn tail(
         &self,
-        queue: &QueueName,
+        partition: &Partition,
         max_records: usize,
         max_bytes: usize,
         visit: &mut dyn FnMut(Entry),
     ) -> Result<(), ReadError> {
-        let Some(writer) = self.inner.queue(queue) else {
+        let Some(writer) = self.inner.queue(&partition.queue).filter(|_| partition.index == 0) else {
             return Ok(());
         };
         reader::tail(&writer.home, &writer.shelf, max_records, max_bytes, visit)

@@ -14,8 +14,9 @@ use futures_util::{
 use tokio::sync::watch;
 
 use super::{
-    AppendError, Appended, Assigned, Assignment, Checkpoint, CommitError, Depth, Durability, Entry, Epoch, Lease, Log,
-    NewRecord, Partition, Position, QueueName, ReadError, Reader, Record, Table, TableEntry, TableError,
+    AppendError, Appended, Assigned, Assignment, Checkpoint, Checkpointing, CommitError, Depth, Durability, Entry,
+    Epoch, Lease, Log, NewRecord, Partition, Position, QueueName, ReadError, Reader, Record, Table, TableEntry,
+    TableError,
 };
 
 /// Records in memory; one partition for each queue.
@@ -221,6 +222,10 @@ impl Log for MemoryLog {
         }))
     }
 
+    fn checkpointing(&self) -> Checkpointing {
+        Checkpointing { interval: Duration::from_millis(100), max_state_bytes: 16 << 20 }
+    }
+
     fn commit<'a>(
         &'a self,
         partition: &'a Partition,
@@ -232,13 +237,14 @@ impl Log for MemoryLog {
 
     fn tail(
         &self,
-        queue: &QueueName,
+        partition: &Partition,
         max_records: usize,
         max_bytes: usize,
         visit: &mut dyn FnMut(Entry),
     ) -> Result<(), ReadError> {
         let state = self.shared.lock();
-        let records = state.queues.get(queue).map_or(&[][..], |queue| &queue.records);
+        let queue = state.queues.get(&partition.queue).filter(|_| partition.index == 0);
+        let records = queue.map_or(&[][..], |queue| &queue.records);
         let mut bytes = 0;
         let fits = |record: &&Record| {
             bytes += record.size();

@@ -12,6 +12,10 @@
 //! | `traceparent` | the request's W3C trace context, where it had one |
 //! | `late` | what a rule of the configuration said: what to do and after how many milliseconds, `invalidate 30000` |
 //! | `max_retries` | what a rule of the configuration said, decimal |
+//!
+//! A service may put the same JSON into a queue itself. A record without `schema` is such a one, and its other headers
+//! mean nothing here, but for `traceparent`: what Redrive would have added is made up for when it is read, so that it
+//! comes out the same each time.
 
 use std::time::Duration;
 
@@ -20,7 +24,7 @@ use jiff::Timestamp;
 
 use crate::{
     log::{HeadersBuilder, Record},
-    task::{Identity, Late, LateAction, TaskId},
+    task::{Identity, Late, LateAction, Refusal, Rules, Task, TaskId},
 };
 
 const SCHEMA: &str = "1";
@@ -42,6 +46,9 @@ pub struct Envelope {
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeError {
+    /// It did not come through Redrive: see [`Envelope::adopt`].
+    #[error("the record has no headers of redrive")]
+    Foreign,
     #[error("the record's schema is newer than this version of redrive")]
     NewerSchema,
     #[error("the record's header {0} is missing or malformed")]
@@ -49,7 +56,49 @@ pub enum EnvelopeError {
 }
 
 impl Envelope {
-    /// For a record whose headers cannot be read: what a dead letter needs.
+    /// What is stored of a task: the client's own bytes, and beside them what is decided at its acceptance.
+    pub fn accept(
+        rules: &Rules,
+        task: &Task<'_>,
+        id: &TaskId,
+        value: Bytes,
+        accepted_at: Timestamp,
+        traceparent: Option<&str>,
+    ) -> Self {
+        let defaults = rules.defaults(task);
+        Self {
+            id: id.clone(),
+            accepted_at,
+            identity: task.identity(id),
+            traceparent: traceparent.map(Box::from),
+            late: defaults.late,
+            max_retries: defaults.max_retries,
+            value,
+        }
+    }
+
+    /// Accepts a record that did not come through Redrive, as its task would have been accepted. `made_id` is for one
+    /// that names none; `target` for one that names none, too: that of its queue.
+    pub fn adopt(
+        record: &Record,
+        rules: &Rules,
+        target: &str,
+        made_id: &TaskId,
+        accepted_at: Timestamp,
+    ) -> Result<Self, Refusal> {
+        let task = Task::parse_for(&record.value, rules, accepted_at, target)?;
+        let id = task.id.as_ref().unwrap_or(made_id);
+        let traceparent = record.headers.get("traceparent").filter(|value| is_traceparent(value));
+        let traceparent = traceparent.and_then(|value| std::str::from_utf8(value).ok());
+        Ok(Self::accept(rules, &task, id, record.value.clone(), accepted_at, traceparent))
+    }
+
+    /// The task again that was accepted, for a queue of this target.
+    pub fn task<'e>(&'e self, rules: &Rules, target: &str) -> Result<Task<'e>, Refusal> {
+        Task::parse_for(&self.value, rules, self.accepted_at, target)
+    }
+
+    /// For a record that is no task: what a dead letter needs.
     pub fn of_unreadable(id: TaskId, accepted_at: Timestamp, value: Bytes) -> Self {
         let identity = Identity::from_bytes([0; 16]);
         Self { id, accepted_at, identity, traceparent: None, late: None, max_retries: None, value }
@@ -92,7 +141,7 @@ impl Envelope {
         match schema {
             Some(schema) if schema == SCHEMA.as_bytes() => {}
             Some(_) => return Err(EnvelopeError::NewerSchema),
-            None => return Err(EnvelopeError::Header("schema")),
+            None => return Err(EnvelopeError::Foreign),
         }
         Ok(Self {
             id: id.ok_or(EnvelopeError::Header("id"))?,
@@ -104,6 +153,25 @@ impl Envelope {
             value: record.value.clone(),
         })
     }
+}
+
+/// Whether it is a W3C trace context: `00-<32 hex>-<16 hex>-<2 hex>` in lower case, ids not all zero. A later version may have more after it.
+pub fn is_traceparent(value: &[u8]) -> bool {
+    let Some((known, rest)) = value.split_at_checked(55) else { return false };
+    let hex = |range: std::ops::Range<usize>| known[range].iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let zero = |range: std::ops::Range<usize>| known[range].iter().all(|byte| *byte == b'0');
+    let version = &known[..2];
+    known[2] == b'-'
+        && known[35] == b'-'
+        && known[52] == b'-'
+        && hex(0..2)
+        && hex(3..35)
+        && hex(36..52)
+        && hex(53..55)
+        && !zero(3..35)
+        && !zero(36..52)
+        && version != b"ff"
+        && (rest.is_empty() || (version != b"00" && rest.starts_with(b"-") && rest.len() <= 200))
 }
 
 /// Writes a time before the year 2286, and after 1970, without allocating.
@@ -141,6 +209,7 @@ fn small(value: &[u8]) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::{self, DefaultRule, RefusalKind};
 
     fn envelope() -> Envelope {
         Envelope {
@@ -196,6 +265,53 @@ mod tests {
             assert_eq!(Envelope::decode(&record), Err(EnvelopeError::Header(name)), "{value}");
         }
         record.headers = crate::log::Headers::default();
-        assert_eq!(Envelope::decode(&record), Err(EnvelopeError::Header("schema")));
+        assert_eq!(Envelope::decode(&record), Err(EnvelopeError::Foreign));
+    }
+
+    fn check_adopted(body: &'static str, headers: &[(&str, &str)]) -> Result<Envelope, Refusal> {
+        let mut packed = HeadersBuilder::default();
+        headers.iter().for_each(|(name, value)| packed.push(name, value.as_bytes()));
+        let record = Record { headers: packed.build(), value: Bytes::from_static(body.as_bytes()) };
+        assert_eq!(Envelope::decode(&record), Err(EnvelopeError::Foreign));
+        let late = Late { after: Duration::from_secs(30), action: LateAction::Invalidate };
+        let rule = DefaultRule { late: Some(late), max_retries: Some(5), ..DefaultRule::default() };
+        let rules = Rules::new(task::Config::default(), ["sessions".to_owned()]).with_defaults(vec![rule]);
+        let made_id = TaskId::parse("sessions.normal:3:42").expect("the id is valid");
+        let adopted = Envelope::adopt(&record, &rules, "sessions", &made_id, envelope().accepted_at);
+        if let Ok(adopted) = &adopted {
+            assert_eq!(Envelope::decode(&adopted.encode()).as_ref(), Ok(adopted), "it is stored as any other");
+            assert_eq!(adopted.task(&rules, "sessions").expect("it was one").target, "sessions");
+        }
+        adopted
+    }
+
+    #[test]
+    fn record_of_another_producer_is_accepted_as_at_the_front_door() {
+        let body = r#"{"type":"simple","command":"SET","args":["k","v"],"id":"order-1","max_retries":1}"#;
+        let traceparent = envelope().traceparent.expect("it has one");
+        let headers = [("id", "not-ours"), ("accepted_at", "soon"), ("traceparent", &traceparent)];
+        let adopted = check_adopted(body, &headers).expect("it is a task");
+        assert_eq!((adopted.id.as_str(), adopted.accepted_at), ("order-1", envelope().accepted_at));
+        assert_eq!(adopted.traceparent, Some(traceparent));
+        assert!(adopted.late.is_some() && adopted.max_retries.is_none(), "rules say what the task does not");
+
+        let nameless = r#"{"type":"simple","command":"SET","args":["k","v"]}"#;
+        let adopted = check_adopted(nameless, &[("traceparent", "none")]).expect("it is a task");
+        assert_eq!((adopted.id.as_str(), adopted.max_retries), ("sessions.normal:3:42", Some(5)));
+        assert_eq!(adopted.traceparent, None);
+        let again = check_adopted(nameless, &[]).expect("it is a task");
+        assert_eq!(again.identity, adopted.identity);
+    }
+
+    #[test]
+    fn record_of_another_producer_is_refused_as_at_the_front_door() {
+        let check =
+            |body, kind| assert_eq!(check_adopted(body, &[]).map_err(|refusal| refusal.kind), Err(kind), "{body}");
+        check("", RefusalKind::MalformedJson);
+        check("[]", RefusalKind::MalformedJson);
+        check(r#"{"type":"simple","command":"SET","args":["k"]}"#, RefusalKind::ValidationFailed);
+        check(r#"{"type":"simple","command":"FLUSHALL","args":[]}"#, RefusalKind::CommandNotAllowed);
+        check(r#"{"type":"simple","command":"DEL","args":["redrive:x"]}"#, RefusalKind::KeyNotAllowed);
+        check(r#"{"type":"simple","command":"DEL","args":["k"],"target":"other"}"#, RefusalKind::UnknownTarget);
     }
 }

@@ -96,6 +96,11 @@ impl Connection {
     ///
     /// Dropping the future does not stop the batch: any part of it may run, now or later.
     pub async fn execute(&mut self, batch: Batch) -> BatchResult {
+        self.execute_while(batch, || true).await
+    }
+
+    /// As [`Connection::execute`]; but nothing is sent once `may_send` says that it may not be. What was not sent is held.
+    pub async fn execute_while(&mut self, batch: Batch, may_send: impl Fn() -> bool) -> BatchResult {
         let Some(pooled) = &mut self.pooled else {
             let closed = Failure::hold(Failure::NO_CONNECTION, "the connection was closed after an earlier failure");
             return BatchResult { results: vec![Err(closed); batch.len()], reusable: false, spoilt: None };
@@ -103,7 +108,7 @@ impl Connection {
         if batch.is_empty() {
             return BatchResult { results: Vec::new(), reusable: true, spoilt: None };
         }
-        let (results, reusable) = run(pooled, batch, self.atomic_refused.as_ref()).await;
+        let (results, reusable) = run(pooled, batch, self.atomic_refused.as_ref(), may_send).await;
         if !reusable {
             let pooled = self.pooled.take().expect("it was there to run on");
             close(pooled);
@@ -145,6 +150,7 @@ async fn run(
     connection: &mut deadpool_redis::Connection,
     batch: Batch,
     atomic_refused: Option<&Failure>,
+    may_send: impl Fn() -> bool,
 ) -> (Vec<Result<Done, Failure>>, bool) {
     let mut results = vec![Ok(Done::Applied); batch.len()];
     let mut calls = batch.into_calls();
@@ -155,10 +161,16 @@ async fn run(
         calls = calls.without_atomic();
         calls.units().for_each(|unit| results[unit] = Ok(Done::Applied));
     }
+    if !may_send() {
+        fail(&calls, &not_allowed(), &mut results);
+        return (results, true);
+    }
     let mut in_step = exchange(connection, &calls, &mut results).await;
     let again = calls.unknown_scripts(&results);
     if !again.is_empty() {
-        if in_step {
+        if in_step && !may_send() {
+            fail(&again, &not_allowed(), &mut results);
+        } else if in_step {
             again.units().for_each(|unit| results[unit] = Ok(Done::Applied));
             in_step = exchange(connection, &again, &mut results).await;
         } else {
@@ -196,6 +208,11 @@ fn fail(calls: &Calls, failure: &Failure, results: &mut [Result<Done, Failure>])
 /// On a connection that is out of step a further command might be queued behind an open transaction.
 fn not_sent() -> Failure {
     Failure::hold(Failure::NO_CONNECTION, "the connection was given up before the script's source was sent")
+}
+
+/// Whoever sends may not send any more.
+fn not_allowed() -> Failure {
+    Failure::hold(Failure::NO_CONNECTION, "the partition was given up before it was sent")
 }
 
 /// The source was sent, so a `NOSCRIPT` now is the script's own error.

@@ -33,14 +33,19 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-pub(super) fn task<'a>(body: &'a [u8], rules: &Rules, now: Timestamp) -> Result<Task<'a>, Refusal> {
+pub(super) fn task<'a>(
+    body: &'a [u8],
+    rules: &Rules,
+    now: Timestamp,
+    default_target: &str,
+) -> Result<Task<'a>, Refusal> {
     let text = std::str::from_utf8(body).map_err(|_| {
         malformed("the body is not UTF-8; send bytes as base64, with `encoding` set to `base64`".into())
     })?;
     let mut errors = Errors::default();
     let mut body = Body::default();
     wire::read(text, &mut body, &mut errors).map_err(|error| malformed(why_not_json(&error)))?;
-    Check { rules, now, errors }.task(body)
+    Check { rules, now, default_target, errors }.task(body)
 }
 
 fn malformed(detail: String) -> Refusal {
@@ -59,6 +64,7 @@ fn why_not_json(error: &serde_json::Error) -> String {
 struct Check<'r> {
     rules: &'r Rules,
     now: Timestamp,
+    default_target: &'r str,
     errors: Errors,
 }
 
@@ -92,7 +98,10 @@ impl<'r> Check<'r> {
             return Err(refusal);
         }
         let operation = operation.expect("an operation is missing only where an error was noted");
-        let target = target.unwrap_or(Cow::Borrowed(Task::DEFAULT_TARGET));
+        let target = target.unwrap_or_else(|| match self.default_target {
+            Task::DEFAULT_TARGET => Cow::Borrowed(Task::DEFAULT_TARGET),
+            other => Cow::Owned(other.to_owned()),
+        });
         Ok(Task {
             id,
             operation,
@@ -367,7 +376,7 @@ impl<'r> Check<'r> {
 
     fn target<'a>(&mut self, value: Option<Value<'a>>) -> Option<Cow<'a, str>> {
         let named = self.text("target", value);
-        if !self.rules.knows_target(named.as_deref().unwrap_or(Task::DEFAULT_TARGET)) {
+        if !self.rules.knows_target(named.as_deref().unwrap_or(self.default_target)) {
             self.errors.add(RefusalKind::UnknownTarget, "/target", "no such target is configured");
         }
         named

@@ -27,8 +27,8 @@ use crate::{
     consumer::Handle,
     dead_letters::DeadLetters,
     log::{
-        AppendError, Appended, Assignment, Checkpoint, CommitError, Depth, Entry, Epoch, Log, NewRecord, Partition,
-        QueueName, ReadError, Table, TableError, memory::MemoryLog,
+        AppendError, Appended, Assignment, Checkpoint, Checkpointing, CommitError, Depth, Entry, Epoch, Log, NewRecord,
+        Partition, QueueName, ReadError, Table, TableError, memory::MemoryLog,
     },
     queue::Queues,
     task::{self, DefaultRule, Lane, Rules},
@@ -92,6 +92,10 @@ impl Log for TroubledLog {
         self.log.consume(queues)
     }
 
+    fn checkpointing(&self) -> Checkpointing {
+        self.log.checkpointing()
+    }
+
     fn commit<'a>(
         &'a self,
         partition: &'a Partition,
@@ -103,12 +107,12 @@ impl Log for TroubledLog {
 
     fn tail(
         &self,
-        queue: &QueueName,
+        partition: &Partition,
         max_records: usize,
         max_bytes: usize,
         visit: &mut dyn FnMut(Entry),
     ) -> Result<(), ReadError> {
-        self.log.tail(queue, max_records, max_bytes, visit)
+        self.log.tail(partition, max_records, max_bytes, visit)
     }
 
     fn depth(&self) -> Vec<Depth> {

@@ -1,6 +1,7 @@
 //! That the rule is right is shown on a model: units run on a tiny Redis as chance orders them, checkpoints are written
 //! and fail, the process dies and begins again from any checkpoint that may be durable. In the end Redis must be as if
 //! each unit had run once, when it first ran, and no unit may be answered otherwise the second time.
+//! A checkpoint may also leave out what finished from some unit on.
 //! `REDRIVE_REPLAY_CASES` and `REDRIVE_REPLAY_SEED` set how many cases are tried and which.
 //!
 //! That the model would notice is shown by planting breaks of the rule: it must find each.
@@ -26,9 +27,9 @@ const KEYS: [&str; 3] = ["a", "b", "c"];
 /// What decides which units run.
 trait Rule {
     fn may_run(&self, keys: &Keys, kind: ReplayKind) -> bool;
-    fn finished(&mut self, keys: &Keys, kind: ReplayKind);
+    fn finished(&mut self, keys: &Keys, kind: ReplayKind, offset: u64);
     fn seal(&mut self);
-    fn checkpointed(&mut self);
+    fn checkpointed(&mut self, cut: Option<u64>);
     fn unsealed(&mut self);
 }
 
@@ -37,16 +38,16 @@ impl Rule for Rows {
         self.may_run(keys, kind)
     }
 
-    fn finished(&mut self, keys: &Keys, kind: ReplayKind) {
-        self.finished(keys, kind);
+    fn finished(&mut self, keys: &Keys, kind: ReplayKind, offset: u64) {
+        self.finished(keys, kind, offset);
     }
 
     fn seal(&mut self) {
         self.seal();
     }
 
-    fn checkpointed(&mut self) {
-        self.checkpointed();
+    fn checkpointed(&mut self, cut: Option<u64>) {
+        self.checkpointed(cut);
     }
 
     fn unsealed(&mut self) {
@@ -70,6 +71,10 @@ enum Break {
     SealedForgotten,
     /// What finished before a checkpoint that failed is forgotten.
     UnsealedForgotten,
+    /// What a checkpoint leaves out is forgotten as if it said so.
+    CutForgotten,
+    /// A later checkpoint leaves out more than one before.
+    CutMovesBack,
     /// A once-unit that was refused counts as one that has its marker.
     RefusedIsOnce,
     /// An overwrite that sets a TTL counts as one that does not.
@@ -79,7 +84,7 @@ enum Break {
 /// The rule as the module says it, word by word over all that finished.
 #[derive(Default)]
 struct Written {
-    finished: Vec<(Keys, ReplayKind)>,
+    finished: Vec<(Keys, ReplayKind, u64)>,
     sealed: usize,
     broken: Option<Break>,
 }
@@ -87,7 +92,7 @@ struct Written {
 impl Written {
     fn kinds(&self, key: u64) -> Vec<ReplayKind> {
         let touches = |keys: &Keys| *keys == Keys::Barrier || keys.as_slice().contains(&key);
-        self.finished.iter().filter(|(keys, _)| touches(keys)).map(|(_, kind)| *kind).collect()
+        self.finished.iter().filter(|(keys, ..)| touches(keys)).map(|(_, kind, _)| *kind).collect()
     }
 
     fn is_row(&self, row: &[ReplayKind]) -> bool {
@@ -130,27 +135,30 @@ impl Rule for Written {
             }
     }
 
-    fn finished(&mut self, keys: &Keys, kind: ReplayKind) {
+    fn finished(&mut self, keys: &Keys, kind: ReplayKind, offset: u64) {
         if self.broken != Some(Break::BarrierNotCounted) || *keys != Keys::Barrier {
-            self.finished.push((keys.clone(), kind));
+            self.finished.push((keys.clone(), kind, offset));
         }
     }
 
     fn seal(&mut self) {
         self.sealed = self.finished.len();
         if self.broken == Some(Break::SealedForgotten) {
-            self.checkpointed();
+            self.checkpointed(None);
         }
     }
 
-    fn checkpointed(&mut self) {
-        self.finished.drain(..self.sealed);
+    fn checkpointed(&mut self, cut: Option<u64>) {
+        let cut = cut.filter(|_| self.broken != Some(Break::CutForgotten));
+        let later = self.finished.split_off(self.sealed);
+        self.finished.retain(|(_, _, offset)| cut.is_some_and(|cut| *offset >= cut));
+        self.finished.extend(later);
         self.sealed = 0;
     }
 
     fn unsealed(&mut self) {
         if self.broken == Some(Break::UnsealedForgotten) {
-            self.checkpointed();
+            self.checkpointed(None);
         }
         self.sealed = 0;
     }
@@ -267,11 +275,21 @@ struct Case {
     markers: HashSet<usize>,
     /// Which unit set the TTL of each key; none where it was there before.
     ttl_by: BTreeMap<u64, usize>,
-    /// What is finished by the checkpoint that is durable, and by those that may be.
-    durable: Vec<bool>,
-    doubtful: Vec<Vec<bool>>,
+    /// The checkpoint that is durable, and those that may be.
+    durable: Saved,
+    doubtful: Vec<Saved>,
+    /// Whether checkpoints may leave something out.
+    cuts: bool,
     /// How often one is written though nothing waits for it.
     checkpoints: u8,
+}
+
+/// What a checkpoint says.
+#[derive(Clone, Debug, Default)]
+struct Saved {
+    finished: Vec<bool>,
+    /// Nothing is said of this unit, or of a later one.
+    until: usize,
 }
 
 type Verdict = Result<(), String>;
@@ -303,8 +321,9 @@ impl Case {
             redis,
             markers: HashSet::new(),
             ttl_by: BTreeMap::new(),
-            durable: vec![false; units.len()],
+            durable: Saved { finished: vec![false; units.len()], until: 0 },
             doubtful: Vec::new(),
+            cuts: chance.bool(),
             checkpoints: [0, 1, 2, 10][chance.usize(..4)],
             units,
             chance,
@@ -336,14 +355,14 @@ impl Case {
 
     /// A process, until it dies after so many steps or all is finished and durable.
     fn live(&mut self, mut rule: impl Rule, mut steps_left: usize) -> Verdict {
-        let mut finished = self.durable.clone();
-        let mut sealed: Option<Vec<bool>> = None;
+        let mut finished = self.durable.finished.clone();
+        let mut sealed: Option<Saved> = None;
         let mut schedule = Schedule::default();
         for (number, unit) in self.units.iter().enumerate().filter(|(number, _)| !finished[*number]) {
             schedule.insert(unit.keys.clone(), number);
         }
         let mut sent: Vec<(UnitId, usize, ReplayKind)> = Vec::new();
-        while self.durable.contains(&false) && steps_left > 0 {
+        while self.durable.finished.contains(&false) && steps_left > 0 {
             steps_left -= 1;
             let can_send = schedule.ready_len() > 0 && sent.len() < 3;
             let step = match (can_send, sent.is_empty()) {
@@ -375,7 +394,7 @@ impl Case {
                         // It ran, but nobody knows.
                         schedule.put_back(id);
                     } else {
-                        rule.finished(&self.units[number].keys, kind);
+                        rule.finished(&self.units[number].keys, kind, number as u64);
                         schedule.finish(id);
                         finished[number] = true;
                     }
@@ -387,14 +406,16 @@ impl Case {
                 10.. => match sealed.take() {
                     None => {
                         rule.seal();
-                        self.doubtful.push(finished.clone());
-                        sealed = Some(finished.clone());
+                        let saved = self.save(&finished);
+                        self.doubtful.push(saved.clone());
+                        sealed = Some(saved);
                     }
                     Some(_) if self.chance.u8(..3) == 0 => rule.unsealed(),
                     Some(checkpoint) => {
+                        let cut = (checkpoint.until < finished.len()).then_some(checkpoint.until as u64);
                         self.durable = checkpoint;
                         self.doubtful.clear();
-                        rule.checkpointed();
+                        rule.checkpointed(cut);
                         schedule.release_waiting();
                     }
                 },
@@ -402,6 +423,21 @@ impl Case {
             }
         }
         Ok(())
+    }
+
+    /// A checkpoint: of all, or of what is below one unit, and then never of less than the last one.
+    fn save(&mut self, finished: &[bool]) -> Saved {
+        let least = if self.broken == Some(Break::CutMovesBack) { 0 } else { self.durable.until };
+        let mut until = finished.len();
+        if self.cuts && self.chance.bool() {
+            until = self.chance.usize(least..=until);
+        }
+        let mut saved = finished.to_vec();
+        saved[until..].fill(false);
+        // All that is below the first one that is not finished is never told again.
+        let watermark = finished.iter().position(|finished| !finished).unwrap_or(finished.len());
+        saved[..watermark].fill(true);
+        Saved { finished: saved, until: until.max(watermark) }
     }
 
     fn execute(&mut self, number: usize) -> Result<Result<(), Refused>, String> {
@@ -436,7 +472,7 @@ impl Case {
     fn let_pass(&mut self, duration: i64) {
         let mut latest = self.now + duration;
         let may_run_again = |number: usize| {
-            self.units[number].answer.is_some() && !self.durable[number] && !self.markers.contains(&number)
+            self.units[number].answer.is_some() && !self.durable.finished[number] && !self.markers.contains(&number)
         };
         for (key, name) in (0..).zip(KEYS) {
             let Some(expires_at) = self.redis.expires_at(name.as_bytes()).filter(|at| *at > self.now) else { continue };
@@ -473,6 +509,8 @@ fn planted_breaks_are_found() {
         Break::BarrierNotCounted,
         Break::SealedForgotten,
         Break::UnsealedForgotten,
+        Break::CutForgotten,
+        Break::CutMovesBack,
         Break::RefusedIsOnce,
         Break::TtlIsOverwrite,
     ] {
@@ -481,27 +519,28 @@ fn planted_breaks_are_found() {
     }
 }
 
-/// What the module keeps of what finished is enough: it answers as the rule does that sees all of it.
+/// What the module keeps of what finished is enough: it answers as the rule does that sees all of it. Where a checkpoint
+/// left something out it may let less run.
 #[test]
 fn rows_say_what_the_rule_says() {
     for seed in 0..500 {
         let mut chance = fastrand::Rng::with_seed(seed);
         let kinds = FAMILIES.concat();
         let (mut rows, mut written) = (Rows::default(), Written::default());
-        let mut sealed = false;
-        for _ in 0..80 {
+        let (mut sealed, mut was_cut) = (false, false);
+        // Far from each other and from the beginning, so that places are counted from somewhere else.
+        let first = [0, 7, 1 << 40][chance.usize(..3)];
+        for step in 0..80 {
+            let offset = first + chance.u64(step..step + 10);
             let ModelUnit { keys, kind, .. } = ModelUnit::chosen_by(&mut chance, &kinds, KEYS.len());
             let may_run = written.may_run(&keys, kind);
-            assert_eq!(
-                rows.may_run(&keys, kind),
-                may_run,
-                "seed {seed}: {keys:?} {kind:?} after {:?}",
-                written.finished
-            );
-            if may_run {
+            let said = rows.may_run(&keys, kind);
+            let is_right = if was_cut { may_run || !said } else { said == may_run };
+            assert!(is_right, "seed {seed}: {said}: {keys:?} {kind:?} after {:?}", written.finished);
+            if said {
                 let kind = if chance.u8(..8) == 0 { ReplayKind::Other } else { kind };
-                rows.finished(&keys, kind);
-                written.finished(&keys, kind);
+                rows.finished(&keys, kind, offset);
+                written.finished(&keys, kind, offset);
             }
             match chance.u8(..16) {
                 0 | 1 if !sealed => {
@@ -511,8 +550,11 @@ fn rows_say_what_the_rule_says() {
                 }
                 2 if sealed => {
                     sealed = false;
-                    rows.checkpointed();
-                    written.checkpointed();
+                    let cut = (chance.u8(..4) == 0).then(|| first + chance.u64(..90));
+                    // All that was left out before is said by one that leaves nothing out.
+                    was_cut = cut.is_some();
+                    rows.checkpointed(cut);
+                    written.checkpointed(cut);
                 }
                 3 if sealed => {
                     sealed = false;
@@ -532,7 +574,7 @@ fn everything_waits_once_too_many_keys_are_known() {
         let keys = Keys::new([key]);
         let may_run = rows.may_run(&keys, ReplayKind::Overwrite);
         if may_run {
-            rows.finished(&keys, ReplayKind::Overwrite);
+            rows.finished(&keys, ReplayKind::Overwrite, key);
         }
         may_run
     };
@@ -543,8 +585,39 @@ fn everything_waits_once_too_many_keys_are_known() {
     rows.unsealed();
     assert!(!runs(&mut rows, 0));
     rows.seal();
-    rows.checkpointed();
+    rows.checkpointed(None);
     assert!(runs(&mut rows, 0));
+}
+
+#[test]
+fn what_a_checkpoint_leaves_out_is_kept_by_key() {
+    let mut rows = Rows::default();
+    let [low, high, both] = [1, 2, 3].map(|key| Keys::new([key]));
+    for (keys, offset) in [(&low, 10), (&high, 20), (&both, 10), (&both, 20)] {
+        assert!(rows.may_run(keys, ReplayKind::Overwrite));
+        rows.finished(keys, ReplayKind::Overwrite, offset);
+    }
+    rows.seal();
+    rows.checkpointed(Some(15));
+    assert!(rows.may_run(&low, ReplayKind::Other), "the checkpoint says all of it");
+    assert!(!rows.may_run(&high, ReplayKind::Other));
+    assert!(!rows.may_run(&both, ReplayKind::Other));
+    assert!(!rows.may_run(&Keys::Barrier, ReplayKind::Other));
+    rows.seal();
+    rows.checkpointed(Some(20));
+    assert!(!rows.may_run(&high, ReplayKind::Other), "it leaves out the position that it names");
+    rows.seal();
+    rows.checkpointed(Some(21));
+    assert!(rows.may_run(&high, ReplayKind::Other) && rows.may_run(&Keys::Barrier, ReplayKind::Other));
+
+    rows.finished(&Keys::Barrier, ReplayKind::Other, 30);
+    rows.finished(&low, ReplayKind::Overwrite, 22);
+    rows.seal();
+    rows.checkpointed(Some(25));
+    assert!(!rows.may_run(&low, ReplayKind::Overwrite) && !rows.may_run(&high, ReplayKind::Overwrite));
+    rows.seal();
+    rows.checkpointed(Some(31));
+    assert!(rows.may_run(&low, ReplayKind::Other) && rows.may_run(&high, ReplayKind::Other));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -13,7 +13,7 @@ use crate::{
         rows::ReplayKind,
         schedule::UnitId,
     },
-    log::{Entry as LogEntry, QueueName, ReadError},
+    log::{Checkpointing, Entry as LogEntry, QueueName, ReadError},
     queue::Envelope,
     task::{Outcome, TaskId},
 };
@@ -28,11 +28,24 @@ impl Reader for NoReader {
 }
 
 fn window(checkpoint: Option<Checkpoint>, budget: &Arc<Budget>) -> Window {
+    bounded(checkpoint, UNBOUNDED, budget)
+}
+
+fn bounded(checkpoint: Option<Checkpoint>, max_state_bytes: usize, budget: &Arc<Budget>) -> Window {
     let queue = QueueName { target: "default".into(), lane: "normal" };
     let partition = Partition { queue, index: 0 };
     let (epoch, lease, reader) = (Epoch(1), Lease::forever(), Box::new(NoReader));
-    Window::new(Assigned { partition, epoch, lease, checkpoint, reader }, budget.clone())
+    Window::new(Assigned { partition, epoch, lease, checkpoint, reader }, OWN, max_state_bytes, budget.clone())
 }
+
+/// The boot id of these windows' process.
+const OWN: [u8; 16] = [1; 16];
+
+/// What Kafka has room for.
+const BOUNDED: usize = 3072;
+
+/// What a journal has room for.
+const UNBOUNDED: usize = 16 << 20;
 
 fn entry(offset: u64, units: usize) -> Entry {
     let id = TaskId::parse(&format!("t{offset}")).expect("an id");
@@ -111,7 +124,7 @@ proptest! {
                 finish(&mut window, offset);
                 prop_assert!(finished.insert(offset));
             }
-            let stored = window.checkpoint([0; 16], false);
+            let stored = window.checkpoint(OWN, false).checkpoint;
             prop_assert!((0..stored.watermark).all(|offset| finished.contains(&offset)));
             checkpoint = Some(stored);
         }
@@ -137,13 +150,13 @@ fn half_done_pipelines_and_attempts_survive_also_where_they_were_not_read_again(
         entry.open = 2;
         first.note(slot);
     }
-    let stored = first.checkpoint([0; 16], false);
+    let stored = first.checkpoint(OWN, false).checkpoint;
 
     // The second process dies before it has read all of it again.
     let mut second = window(Some(stored), &budget);
     let mut next = second.watermark();
     read(&mut second, &mut next, 6, 3);
-    let stored = second.checkpoint([0; 16], false);
+    let stored = second.checkpoint(OWN, false).checkpoint;
 
     let third = window(Some(stored), &budget);
     let earlier = third.earlier(8).expect("it is not finished");
@@ -188,4 +201,144 @@ fn an_unreadable_checkpoint_repeats_tasks_and_loses_none() {
     let mut next = window.watermark();
     read(&mut window, &mut next, 8, 1);
     assert_eq!(unfinished(&window), BTreeSet::from([5, 6, 7]));
+}
+
+/// However many pipelines come to be half done, and wherever owners follow each other: what a checkpoint has said stays
+/// said, and no checkpoint is longer than allowed.
+#[test]
+fn bounded_checkpoints_take_nothing_back() {
+    for seed in 0..40 {
+        let mut chance = fastrand::Rng::with_seed(seed);
+        let budget = Budget::new(64 << 20);
+        let (total, max_bytes) = (6000, [Checkpointing::LEAST_STATE_BYTES, BOUNDED][chance.usize(..2)]);
+        let most_units = [1, 3, 20][chance.usize(..3)];
+        let (mut finished, mut said) = (BTreeSet::new(), BTreeSet::new());
+        let mut half_said: BTreeMap<u64, usize> = BTreeMap::new();
+        let mut checkpoint = None;
+        for _ in 0..4 {
+            let mut window = bounded(checkpoint.take(), max_bytes, &budget);
+            let mut next = window.watermark();
+            // What the last owner left out runs again.
+            finished.clone_from(&said);
+            for _ in 0..6 {
+                let end = total.min(next + chance.u64(0..1500));
+                // As many units whenever it is read.
+                let units = |offset: u64| 1 + (offset * 7 % most_units) as usize;
+                for offset in next..end {
+                    let Some(earlier) = window.earlier(offset) else {
+                        assert!(finished.contains(&offset), "seed {seed}: {offset} was never finished");
+                        continue;
+                    };
+                    assert!(!said.contains(&offset), "seed {seed}: {offset} was said to be finished");
+                    let slot = window.insert(entry(offset, units(offset)), units(offset));
+                    let ends = earlier.units.iter().filter(|end| **end != UnitEnd::Unfinished).count();
+                    assert!(ends >= half_said.get(&offset).copied().unwrap_or(0), "seed {seed}: of {offset}");
+                    let entry = window.entry_mut(slot);
+                    entry.units[..ends].iter_mut().for_each(|unit| unit.end = Some(End::Settled(Outcome::Applied)));
+                    entry.open -= ends;
+                    window.note(slot);
+                }
+                if end > next {
+                    window.note_read(end - 1, 100);
+                    next = end;
+                }
+                let open: Vec<u64> = unfinished(&window).into_iter().collect();
+                for offset in open {
+                    match chance.u8(..4) {
+                        0 => {
+                            finish(&mut window, offset);
+                            finished.insert(offset);
+                        }
+                        1 => {
+                            let slot = window.unfinished[&offset];
+                            let entry = window.entry_mut(slot);
+                            if entry.open > 1 {
+                                let place = entry.units.len() - entry.open;
+                                entry.units[place].end = Some(End::Settled(Outcome::Applied));
+                                entry.open -= 1;
+                                window.note(slot);
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+                let Draft { checkpoint: stored, cut } = window.checkpoint(OWN, true);
+                assert!(stored.state.len() <= max_bytes, "seed {seed}: {} bytes", stored.state.len());
+                let state = State::decode(stored.watermark, &stored.state).expect("it was written just now");
+                let leaves_out = cut.is_some_and(|cut| {
+                    finished.range(cut..).next().is_some()
+                        || window.entries().any(|entry| entry.offset >= cut && entry.unit_ends().is_some())
+                });
+                assert!(state.more_may_have_run || !leaves_out, "seed {seed}: {cut:?}");
+                for offset in &said {
+                    assert!(state.finished.contains(*offset), "seed {seed}: {offset} was taken back");
+                }
+                let says = |offset: &u64| *offset < stored.watermark || state.finished.contains(*offset);
+                said.extend(finished.iter().copied().filter(says));
+                assert!(finished.iter().all(|offset| cut.is_some_and(|cut| *offset >= cut) || says(offset)));
+                half_said.retain(|offset, _| !finished.contains(offset));
+                for (offset, ends) in &state.half_done {
+                    half_said.insert(*offset, ends.iter().filter(|end| **end != UnitEnd::Unfinished).count());
+                }
+                checkpoint = Some(stored);
+            }
+        }
+        assert!(most_units > 1 || said.len() == finished.len(), "seed {seed}: 6,000 single commands always fit");
+    }
+}
+
+#[test]
+fn eight_thousand_offsets_are_read_whatever_they_are_and_more_if_they_can_be_described() {
+    let budget = Budget::new(1 << 30);
+    let most = |max_bytes, units| {
+        let mut window = bounded(None, max_bytes, &budget);
+        let mut next = 0;
+        while window.room().is_some() && next < 100_000 {
+            let end = next + 64;
+            read(&mut window, &mut next, end, units);
+        }
+        next
+    };
+    assert_eq!(most(BOUNDED, 100), 8192);
+    assert!((8192..30_000).contains(&most(BOUNDED, 1)));
+    assert!(most(BOUNDED, 1) > 20_000);
+    assert!(most(UNBOUNDED, 1) > 99_000);
+}
+
+#[test]
+fn owner_that_left_something_out_or_did_not_end_makes_careful() {
+    let budget = Budget::new(64 << 20);
+    let own_task = entry(0, 1).envelope;
+    let check = |released, boot_id, cut_at: usize, claim, may_have_run| {
+        let mut first = bounded(None, cut_at, &budget);
+        first.claim = Claim::Held;
+        let mut next = 0;
+        read(&mut first, &mut next, 4000, 20);
+        (1000..4000).for_each(|offset| finish(&mut first, offset));
+        let mut second = window(Some(first.checkpoint(boot_id, released).checkpoint), &budget);
+        assert_eq!((second.claim, second.may_have_run(&own_task)), (claim, may_have_run));
+    };
+    let other = [9; 16];
+    check(true, other, UNBOUNDED, Claim::Claiming, false);
+    check(true, other, BOUNDED, Claim::Claiming, true);
+    check(false, other, UNBOUNDED, Claim::Fencing(other), true);
+    check(false, OWN, UNBOUNDED, Claim::Claiming, true);
+}
+
+/// What one owner left open stays open until it was read and settled, however many owners end in order meanwhile.
+#[test]
+fn doubt_is_passed_on() {
+    let budget = Budget::new(1 << 20);
+    let mut first = window(None, &budget);
+    first.claim = Claim::Held;
+    read(&mut first, &mut 0, 5, 1);
+    let mut second = window(Some(first.checkpoint([9; 16], false).checkpoint), &budget);
+    second.claim = Claim::Held;
+    let mut third = window(Some(second.checkpoint(OWN, true).checkpoint), &budget);
+    assert!(third.may_have_run(&entry(0, 1).envelope));
+    third.claim = Claim::Held;
+    let later = Timestamp::now() + jiff::SignedDuration::from_hours(1);
+    assert!(!third.may_have_run(&Envelope { accepted_at: later, ..entry(5, 1).envelope }), "it has read past it");
+    let mut fourth = window(Some(third.checkpoint(OWN, true).checkpoint), &budget);
+    assert!(!fourth.may_have_run(&entry(6, 1).envelope));
 }

@@ -160,7 +160,7 @@ impl Worker {
             );
         }
         self.past.retain(|pending| !past.contains(pending));
-        for window in &mut self.windows {
+        for window in self.windows.values_mut() {
             if let Claim::Fencing(boot_id) = window.claim
                 && past.contains(&Past::Process(boot_id))
             {

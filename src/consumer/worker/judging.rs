@@ -4,37 +4,54 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::{Event, Sent, Worker, trace_id};
+use super::{Event, FlightId, Sent, Worker, trace_id};
 use crate::{
     consumer::{
         entry::{Entry, UnitRef},
         schedule::{UnitId, UnitState},
+        windows::WindowId,
     },
     retry::{self, Failure, FailureClass, History, Policy, ReasonClass, Verdict},
     target::{
         BatchResult, Connection, Done, Marker, MarkerState, Past,
         command_hold::{CommandHolds, Ruling, Sending, Waiting as Parked},
     },
-    task::{Outcome, Task},
+    task::Outcome,
 };
 
 impl Worker {
     pub(super) fn take_batch(
         &mut self,
-        sent: Vec<Sent>,
+        flight: FlightId,
+        sent: &[Sent],
         connection: Option<Connection>,
         result: Result<BatchResult, Failure>,
     ) {
         self.in_flight -= 1;
         self.units_in_flight -= sent.len();
-        self.idle.extend(connection);
+        let is_cut = self.flights.remove(&flight).is_some_and(|flight| flight.is_cut);
+        if !is_cut {
+            // One that is being cut is not for others: it goes back to the target, which looks before it is used again.
+            self.idle.extend(connection);
+        }
+        for sent in sent {
+            if let Some(window) = self.windows.get_mut(sent.window) {
+                window.in_flight -= 1;
+            }
+        }
         let now = Instant::now();
         let today = Timestamp::now();
         match result {
             Err(failure) => {
                 self.note_target_failure(&failure, now, today);
+                if &*failure.code == Failure::NO_CONNECTION {
+                    // Which is nothing that the target did.
+                    self.breaker.on_trial_not_sent();
+                }
                 for sent in sent.iter().rev() {
-                    self.hold(sent, &failure, today);
+                    if self.windows.contains(sent.window) {
+                        self.hold(sent, &failure, today);
+                    }
                 }
             }
             Ok(result) => {
@@ -43,6 +60,10 @@ impl Worker {
                 }
                 let signal = result.target_failure().cloned();
                 match signal {
+                    // That is our own doing, and says nothing of the target.
+                    Some(failure) if is_cut && &*failure.code == Failure::CONNECTION_LOST => {
+                        self.breaker.on_trial_not_sent();
+                    }
                     Some(failure) => self.note_target_failure(&failure, now, today),
                     None => {
                         if self.breaker.on_batch() {
@@ -52,6 +73,9 @@ impl Worker {
                 }
                 // Backwards, so that those put back stand in their old order again.
                 for (sent, result) in sent.iter().zip(result.results).rev() {
+                    if !self.windows.contains(sent.window) {
+                        continue;
+                    }
                     match result {
                         Ok(Done::Applied | Done::AppliedBefore) => self.succeeded(sent, sent.outcome, today),
                         Ok(Done::Stale) => self.succeeded(sent, Outcome::Stale, today),
@@ -69,8 +93,9 @@ impl Worker {
             self.unpark(sent.command, waiting);
         }
         let window = &mut self.windows[sent.window];
-        let kind = window.entry(sent.unit.task).units[sent.unit.unit as usize].kind;
-        window.rows.finished(window.schedule.keys(sent.node), kind);
+        let entry = window.entry(sent.unit.task);
+        let (offset, kind) = (entry.offset, entry.units[sent.unit.unit as usize].kind);
+        window.rows.finished(window.schedule.keys(sent.node), kind, offset);
         self.end_unit(sent.window, sent.node, sent.unit, outcome, today);
     }
 
@@ -137,8 +162,9 @@ impl Worker {
 
     /// The marker that a once-unit has left if it ran; none for other units.
     fn marker_of(&self, sent: &Sent) -> Option<Marker> {
-        let envelope = &self.windows[sent.window].entry(sent.unit.task).envelope;
-        let task = Task::parse(&envelope.value, &self.rules, envelope.accepted_at).ok()?;
+        let window = &self.windows[sent.window];
+        let envelope = &window.entry(sent.unit.task).envelope;
+        let task = envelope.task(&self.rules, &window.partition.queue.target).ok()?;
         let unit = task.operation.units().nth(sent.unit.unit as usize)?;
         (task.version.is_none() && task.is_once(&unit)).then(|| Marker {
             id_hash: envelope.identity.id_hash(),
@@ -152,6 +178,7 @@ impl Worker {
     fn read_marker(&mut self, sent: Sent, marker: Marker, failure: Failure) {
         self.in_flight += 1;
         self.units_in_flight += 1;
+        self.windows[sent.window].in_flight += 1;
         let (target, past) = (self.target.clone(), self.past.clone());
         self.events.push(Box::pin(async move {
             let result = match target.fence(&past).await {
@@ -166,6 +193,10 @@ impl Worker {
         self.in_flight -= 1;
         self.units_in_flight -= 1;
         let (now, today) = (Instant::now(), Timestamp::now());
+        match self.windows.get_mut(sent.window) {
+            Some(window) => window.in_flight -= 1,
+            None => return,
+        }
         match result {
             Ok(Some(MarkerState::Applied)) => self.succeeded(sent, sent.outcome, today),
             Ok(Some(MarkerState::Partial)) => self.die(sent.window, sent.unit, failure, ReasonClass::Partial, today),
@@ -220,7 +251,7 @@ impl Worker {
     }
 
     /// Lists a unit that waits because its command was refused, once however often it wakes in between.
-    pub(super) fn park(&mut self, number: usize, node: UnitId, unit: UnitRef, command: &'static str) {
+    pub(super) fn park(&mut self, number: WindowId, node: UnitId, unit: UnitRef, command: &'static str) {
         let parked = &mut self.windows[number].entry_mut(unit.task).units[unit.unit as usize].parked;
         if !std::mem::replace(parked, true) {
             self.parked.entry(command).or_default().push((number, node, unit));
@@ -233,11 +264,10 @@ impl Worker {
             tracing::info!(redis.target = self.target.name(), command, "{} takes {command} again", self.target.name());
         }
         for (number, node, unit) in self.parked.remove(command).unwrap_or_default() {
-            let window = &mut self.windows[number];
             // Units that went on meanwhile are listed no longer where they stand.
-            if !window.is_waiting(node, unit) {
+            let Some(window) = self.windows.get_mut(number).filter(|window| window.is_waiting(node, unit)) else {
                 continue;
-            }
+            };
             let parked = &mut window.entry_mut(unit.task).units[unit.unit as usize];
             parked.parked = false;
             if waiting == Parked::Released {
@@ -248,7 +278,7 @@ impl Worker {
     }
 
     /// A refused unit whose command works for others, or which waited long enough: it is dead.
-    pub(super) fn condemn(&mut self, number: usize, node: UnitId, unit: UnitRef) {
+    pub(super) fn condemn(&mut self, number: WindowId, node: UnitId, unit: UnitRef) {
         debug_assert_eq!(self.windows[number].schedule.state(node), Some(UnitState::Running));
         let entry = self.windows[number].entry(unit.task);
         let failure = entry.trouble.as_ref().expect("a refused unit has a failure").last.clone();

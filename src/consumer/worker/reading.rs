@@ -12,22 +12,26 @@ use crate::{
         rows::ReplayKind,
         schedule::{Keys, UnitId},
         timing::Due,
+        windows::WindowId,
     },
     log::{Entry as LogEntry, Partition, ReadError, Reader},
-    queue::{Envelope, REFILL_BYTES, REFILL_RECORDS, recent::Settled},
+    queue::{Envelope, REFILL_BYTES, REFILL_RECORDS, envelope::EnvelopeError, recent::Settled},
     retry::{Executed, Failure, ReasonClass},
-    task::{Outcome, Task, TaskId},
+    task::{Outcome, Refusal, RefusalKind, Task, TaskId},
 };
 
 impl Worker {
     pub(super) fn read(&mut self) {
-        for (number, window) in self.windows.iter_mut().enumerate() {
+        for (id, window) in self.windows.iter_mut() {
             if let Some(max_bytes) = window.room()
                 && let Some(mut reader) = window.reader.take()
             {
+                let gate = window.gate.clone();
                 self.events.push(Box::pin(async move {
-                    let result = reader.next(max_bytes).await;
-                    Event::Read { window: number, reader, result }
+                    match gate.run_until_closed(reader.next(max_bytes)).await {
+                        Some(result) => Event::Read { window: id, reader, result },
+                        None => Event::Closed,
+                    }
                 }));
             }
         }
@@ -35,46 +39,63 @@ impl Worker {
 
     pub(super) fn take_read(
         &mut self,
-        number: usize,
+        id: WindowId,
         reader: Box<dyn Reader>,
         result: Result<Vec<LogEntry>, ReadError>,
     ) {
+        let Some(window) = self.windows.get_mut(id).filter(|window| window.leaving.is_none()) else { return };
         let entries = match result {
             Ok(entries) => entries,
             Err(ReadError::Closed) => return,
             Err(error) => {
-                let partition = &self.windows[number].partition;
+                let (partition, gate) = (&window.partition, window.gate.clone());
                 tracing::warn!(partition = %partition, "Reading {partition} failed, trying again: {error}");
                 self.events.push(Box::pin(async move {
-                    tokio::time::sleep(PAUSE).await;
-                    Event::ReadAgain { window: number, reader }
+                    match gate.run_until_closed(tokio::time::sleep(PAUSE)).await {
+                        Some(()) => Event::ReadAgain { window: id, reader },
+                        None => Event::Closed,
+                    }
                 }));
                 return;
             }
         };
-        self.windows[number].reader = Some(reader);
+        window.reader = Some(reader);
         let bytes = entries.iter().map(|entry| entry.record.size() as u64).sum();
         let Some(last) = entries.last().map(|entry| entry.offset) else { return };
         let now = Timestamp::now();
         for entry in entries {
-            self.admit(number, entry, now);
+            self.admit(id, entry, now);
         }
-        self.windows[number].note_read(last, bytes);
+        self.windows[id].note_read(last, bytes);
     }
 
     /// Takes a record into its window.
-    fn admit(&mut self, number: usize, LogEntry { offset, record }: LogEntry, now: Timestamp) {
-        let mut envelope = match Envelope::decode(&record) {
+    fn admit(&mut self, id: WindowId, LogEntry { offset, record }: LogEntry, now: Timestamp) {
+        let partition = &self.windows[id].partition;
+        let envelope = match Envelope::decode(&record) {
             Ok(envelope) => envelope,
+            Err(EnvelopeError::Foreign) => {
+                let made_id = made_id(partition, offset);
+                let accepted_at = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
+                match Envelope::adopt(&record, &self.rules, &partition.queue.target, &made_id, accepted_at) {
+                    Ok(envelope) => envelope,
+                    Err(refusal) => {
+                        let envelope = Envelope::of_unreadable(made_id, accepted_at, record.value);
+                        return self.refuse(id, offset, envelope, &refusal);
+                    }
+                }
+            }
             Err(error) => {
                 let failure =
                     Failure::dead(ReasonClass::RefusedRecord, Executed::No, "unreadable-record", &error.to_string());
-                let id = format!("unreadable-{}-{offset}", self.windows[number].partition.index);
-                let id = TaskId::parse(&id).expect("letters, digits and dashes are an id");
-                let envelope = Envelope::of_unreadable(id, now, record.value);
-                return self.refuse_record(number, offset, envelope, &failure);
+                let envelope = Envelope::of_unreadable(made_id(partition, offset), now, record.value);
+                return self.refuse_record(id, offset, envelope, &failure);
             }
         };
+        self.admit_envelope(id, offset, envelope, now);
+    }
+
+    fn admit_envelope(&mut self, number: WindowId, offset: u64, mut envelope: Envelope, now: Timestamp) {
         let Some(earlier) = self.windows[number].earlier(offset) else {
             self.remember(&envelope);
             self.settled.push(Settled { identity: envelope.identity, outcome: None, attempts: 0, last_error: None });
@@ -86,13 +107,15 @@ impl Worker {
         // The record is a slice of what was read with it, which one waiting task must not keep in memory.
         let value = std::mem::take(&mut envelope.value);
         envelope.value = bytes::Bytes::copy_from_slice(&value);
-        let task = match Task::parse(&value, &self.rules, envelope.accepted_at) {
-            Ok(task) => task,
-            Err(refusal) => {
-                let failure =
-                    Failure::dead(ReasonClass::RefusedRecord, Executed::No, refusal.kind.as_str(), &refusal.detail);
+        let target = &*self.windows[number].partition.queue.target;
+        let task = match Task::parse_for(&value, &self.rules, envelope.accepted_at, target) {
+            Ok(task) if task.target == target => task,
+            Ok(_) => {
+                let detail = "the task names another target than the one whose queue it is in";
+                let failure = Failure::dead(ReasonClass::RefusedRecord, Executed::No, "other-target", detail);
                 return self.refuse_record(number, offset, envelope, &failure);
             }
+            Err(refusal) => return self.refuse(number, offset, envelope, &refusal),
         };
         let ordering_key =
             task.ordering_key.as_ref().map(|key| xxhash_rust::xxh3::xxh3_64_with_seed(key.as_bytes(), 1));
@@ -168,13 +191,13 @@ impl Worker {
     }
 
     fn is_duplicate(&self, envelope: &Envelope, now: Timestamp) -> bool {
-        self.windows.iter().any(|window| window.holds(&envelope.identity))
+        self.windows.values().any(|window| window.holds(&envelope.identity))
             || self.seen.lock().expect("nothing panics while it holds this lock").contains(&envelope.identity, now)
     }
 
     /// The same task was stored a second time: its request was repeated after its id had been forgotten, or the answer
     /// of the log was lost.
-    fn drop_duplicate(&mut self, number: usize, envelope: &Envelope) {
+    fn drop_duplicate(&mut self, number: WindowId, envelope: &Envelope) {
         self.windows[number].changed = true;
         self.metrics.settled[Outcome::Duplicate as usize].inc();
         tracing::info!(
@@ -193,7 +216,7 @@ impl Worker {
 
     /// Remembers what was finished before a partition was taken over, as far as its log still has it.
     pub(super) fn remember_finished(&self, partition: &Partition, watermark: u64) {
-        let result = self.log.tail(&partition.queue, REFILL_RECORDS, REFILL_BYTES, &mut |entry| {
+        let result = self.log.tail(partition, REFILL_RECORDS, REFILL_BYTES, &mut |entry| {
             if entry.offset < watermark
                 && let Ok(envelope) = Envelope::decode(&entry.record)
             {
@@ -208,21 +231,63 @@ impl Worker {
         }
     }
 
-    fn refuse_record(&mut self, number: usize, offset: u64, envelope: Envelope, failure: &Failure) {
-        let mut entry = Entry {
-            offset,
-            envelope,
-            prepared: None,
-            max_retries: 0,
-            units: Vec::new(),
-            open: 0,
-            keys: 0,
-            trouble: None,
-            letter: Letter::None,
-            may_have_run: false,
-        };
+    /// A record is no task by the rules of this process. Where that is only because it does not know the target, another
+    /// process may: the record waits.
+    fn refuse(&mut self, id: WindowId, offset: u64, mut envelope: Envelope, refusal: &Refusal) {
+        if refusal.kind != RefusalKind::UnknownTarget {
+            let failure =
+                Failure::dead(ReasonClass::RefusedRecord, Executed::No, refusal.kind.as_str(), &refusal.detail);
+            return self.refuse_record(id, offset, envelope, &failure);
+        }
+        if self.windows[id].earlier(offset).is_none() {
+            return;
+        }
+        tracing::warn!(
+            task.id = %envelope.id,
+            redis.target = self.target.name(),
+            "Task {} names a target that is not configured here: it waits",
+            envelope.id
+        );
+        // It is read again by whoever knows its target.
+        envelope.value = bytes::Bytes::new();
+        let mut entry = without_units(offset, envelope);
+        entry
+            .note_failure(&Failure::hold(refusal.kind.as_str(), "its target is not configured here"), Timestamp::now());
+        let window = &mut self.windows[id];
+        window.insert(entry, 0);
+        window.held += 1;
+    }
+
+    /// A record can never be executed: it goes to the dead letters, with its bytes.
+    fn refuse_record(&mut self, number: WindowId, offset: u64, envelope: Envelope, failure: &Failure) {
+        if self.windows[number].earlier(offset).is_none() {
+            // Its letter was written before.
+            return;
+        }
+        let mut entry = without_units(offset, envelope);
         entry.note_death(0, failure, ReasonClass::RefusedRecord, Timestamp::now());
         let slot = self.windows[number].insert(entry, 0);
         self.write_letter(number, slot);
+    }
+}
+
+/// The id of a record that names none: the same each time it is read.
+fn made_id(partition: &Partition, offset: u64) -> TaskId {
+    let id = format!("{}:{}:{offset}", partition.queue, partition.index);
+    TaskId::parse(&id).expect("a queue's name, dots, colons and digits are an id")
+}
+
+fn without_units(offset: u64, envelope: Envelope) -> Entry {
+    Entry {
+        offset,
+        envelope,
+        prepared: None,
+        max_retries: 0,
+        units: Vec::new(),
+        open: 0,
+        keys: 0,
+        trouble: None,
+        letter: Letter::None,
+        may_have_run: false,
     }
 }

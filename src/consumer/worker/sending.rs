@@ -1,26 +1,28 @@
 //! Choosing what is sent next, and putting it into batches.
 
-use std::time::Instant;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 use jiff::Timestamp;
 
-use super::{CANARY_FRESH, Event, LANE_WEIGHTS, Sent, TRIAL_SEARCH, Worker};
+use super::{CANARY_FRESH, Event, Flight, LANE_WEIGHTS, Sent, TRIAL_SEARCH, Worker};
 use crate::{
     consumer::{
         entry::UnitRef,
         plan::{Moment, Plan},
         schedule::UnitId,
-        window::Window,
+        window::{Gate, Window},
+        windows::WindowId,
     },
     faults,
-    log::{BootTime, Lease},
     retry::Failure,
     target::{
         Batch, MAX_BATCH_BYTES, MAX_BATCH_UNITS,
         breaker::{Admission, State as BreakerState, TRIAL_UNITS},
         command_hold::Sending,
     },
-    task::Task,
 };
 
 /// A batch in the making.
@@ -49,7 +51,7 @@ impl Worker {
         if !self.has_ready() {
             return;
         }
-        if self.windows.iter().any(|window| window.schedule.apart_len() > 0) {
+        if self.windows.values().any(|window| window.schedule.apart_len() > 0) {
             match self.breaker.state() {
                 BreakerState::Closed => return self.send_suspect(now),
                 // A probe has just succeeded, and where nothing else is ready a suspect is the trial.
@@ -76,11 +78,11 @@ impl Worker {
 
     fn has_ready(&self) -> bool {
         let ready = |window: &Window| window.schedule.ready_len() + window.schedule.apart_len() > 0;
-        self.windows.iter().any(|window| ready(window) && window.may_send())
+        self.windows.values().any(|window| ready(window) && window.may_send())
     }
 
     fn has_ordinary(&self) -> bool {
-        self.windows.iter().any(|window| window.schedule.ready_len() > 0 && window.may_send())
+        self.windows.values().any(|window| window.schedule.ready_len() > 0 && window.may_send())
     }
 
     /// Suspects run one at a time, with nothing else under way, after a canary was written: so that what goes wrong is
@@ -96,18 +98,17 @@ impl Worker {
         if self.breaker.admit() == Admission::Refused {
             return;
         }
-        for number in 0..self.windows.len() {
-            if !self.windows[number].may_send() {
-                continue;
-            }
-            if let Some((node, unit)) = self.windows[number].schedule.pop_apart() {
-                let mut draft = self.draft(now);
-                self.push(number, node, unit, &mut draft);
-                if let [only] = draft.sent.as_mut_slice() {
-                    only.on_trial = true;
-                    return self.start_batch(draft);
-                }
-                break;
+        let suspect = self
+            .windows
+            .iter_mut()
+            .filter(|(_, window)| window.may_send())
+            .find_map(|(id, window)| window.schedule.pop_apart().map(|(node, unit)| (id, node, unit)));
+        if let Some((id, node, unit)) = suspect {
+            let mut draft = self.draft(now);
+            self.push(id, node, unit, &mut draft);
+            if let [only] = draft.sent.as_mut_slice() {
+                only.on_trial = true;
+                return self.start_batch(draft);
             }
         }
         self.breaker.on_trial_not_sent();
@@ -152,10 +153,10 @@ impl Worker {
     }
 
     /// The windows that have something ready, the most urgent lane first, with their weights.
-    fn lanes(&self) -> Vec<(usize, usize)> {
-        let mut order = Vec::with_capacity(self.windows.len());
+    fn lanes(&self) -> Vec<(WindowId, usize)> {
+        let mut order = Vec::with_capacity(LANE_WEIGHTS.len());
         for (lane, weight) in LANE_WEIGHTS {
-            for (number, window) in self.windows.iter().enumerate() {
+            for (number, window) in self.windows.iter() {
                 if window.partition.queue.lane == lane.as_str() && window.schedule.ready_len() > 0 && window.may_send()
                 {
                     order.push((number, weight));
@@ -166,13 +167,13 @@ impl Worker {
     }
 
     /// Whether a unit would make a batch larger than what the response timeout allows for. One alone never does.
-    fn would_overflow(&self, batch: &Batch, number: usize, unit: UnitRef) -> bool {
+    fn would_overflow(&self, batch: &Batch, number: WindowId, unit: UnitRef) -> bool {
         let bytes = self.windows[number].entry(unit.task).envelope.value.len();
         !batch.is_empty() && batch.bytes() + bytes > MAX_BATCH_BYTES
     }
 
     /// Puts a running unit into the batch, unless it must wait or has come to its end.
-    fn push(&mut self, number: usize, node: UnitId, unit: UnitRef, draft: &mut Draft) {
+    fn push(&mut self, number: WindowId, node: UnitId, unit: UnitRef, draft: &mut Draft) {
         let window = &mut self.windows[number];
         let entry = window.entry(unit.task);
         let state = &entry.units[unit.unit as usize];
@@ -190,7 +191,9 @@ impl Worker {
         let plan = match &entry.prepared {
             Some(prepared) => Plan::of_prepared(entry, prepared, moment),
             None => {
-                task = Task::parse(&entry.envelope.value, &self.rules, entry.envelope.accepted_at)
+                task = entry
+                    .envelope
+                    .task(&self.rules, &window.partition.queue.target)
                     .expect("the same bytes were parsed by the same rules when they were read");
                 Plan::of_task(entry, &task, unit.unit, moment)
             }
@@ -220,27 +223,34 @@ impl Worker {
         self.units_in_flight += sent.len();
         let held = self.idle.pop();
         let target = self.target.clone();
-        let mut windows: Vec<usize> = sent.iter().map(|sent| sent.window).collect();
+        let mut windows: Vec<WindowId> = sent.iter().map(|sent| sent.window).collect();
         windows.dedup();
-        let leases: Vec<Lease> = windows.into_iter().map(|number| self.windows[number].lease.clone()).collect();
+        sent.iter().for_each(|sent| self.windows[sent.window].in_flight += 1);
+        let gates: Vec<Gate> = windows.iter().map(|id| self.windows[*id].gate.clone()).collect();
+        let name = Arc::new(OnceLock::new());
+        let flight = self.next_flight;
+        self.next_flight += 1;
+        self.flights.insert(flight, Flight { windows, connection: name.clone(), is_cut: false });
         self.events.push(Box::pin(async move {
             let mut connection = match held {
                 Some(connection) => connection,
                 None => match target.connect().await {
                     Ok(connection) => connection,
-                    Err(failure) => return Event::Batch { sent, connection: None, result: Err(failure) },
+                    Err(failure) => return Event::Batch { flight, sent, connection: None, result: Err(failure) },
                 },
             };
-            // Making a connection takes its time.
-            if !leases.iter().all(|lease| lease.is_valid(BootTime::now())) {
-                let over = Failure::hold(Failure::NO_CONNECTION, "a lease ended before anything was sent");
-                return Event::Batch { sent, connection: Some(connection), result: Err(over) };
+            // Making a connection takes its time, and so does what goes before a script is sent a second time.
+            let may_send = || gates.iter().all(Gate::is_open);
+            if !may_send() {
+                let over = Failure::hold(Failure::NO_CONNECTION, "a partition was given up before anything was sent");
+                return Event::Batch { flight, sent, connection: Some(connection), result: Err(over) };
             }
+            name.get_or_init(|| connection.name());
             faults::hit("before-send");
-            let result = connection.execute(batch).await;
+            let result = connection.execute_while(batch, may_send).await;
             faults::hit("after-send");
             let connection = result.reusable.then_some(connection);
-            Event::Batch { sent, connection, result: Ok(result) }
+            Event::Batch { flight, sent, connection, result: Ok(result) }
         }));
     }
 }

@@ -9,7 +9,8 @@ use crate::{
         letter,
         rows::ReplayKind,
         schedule::UnitId,
-        window::Claim,
+        window::{Claim, Draft},
+        windows::WindowId,
     },
     faults,
     log::{CommitError, TableError},
@@ -20,7 +21,14 @@ use crate::{
 
 impl Worker {
     /// Ends a running unit, other than dead, and lets its keys go.
-    pub(super) fn end_unit(&mut self, number: usize, node: UnitId, unit: UnitRef, outcome: Outcome, today: Timestamp) {
+    pub(super) fn end_unit(
+        &mut self,
+        number: WindowId,
+        node: UnitId,
+        unit: UnitRef,
+        outcome: Outcome,
+        today: Timestamp,
+    ) {
         let window = &mut self.windows[number];
         window.schedule.finish(node);
         let entry = window.entry_mut(unit.task);
@@ -37,7 +45,7 @@ impl Worker {
     /// Begins a unit's end: its keys stay taken until the dead letter is durable.
     pub(super) fn die(
         &mut self,
-        number: usize,
+        number: WindowId,
         unit: UnitRef,
         failure: &Failure,
         reason: ReasonClass,
@@ -53,9 +61,10 @@ impl Worker {
         }
     }
 
-    pub(super) fn write_letter(&mut self, number: usize, task: TaskSlot) {
+    pub(super) fn write_letter(&mut self, number: WindowId, task: TaskSlot) {
         let window = &mut self.windows[number];
         let partition = window.partition.clone();
+        window.writing += 1;
         let entry = window.entry_mut(task);
         entry.letter = Letter::Writing { outdated: false };
         let letter = letter::of_entry(entry, &partition, &self.rules, Timestamp::now());
@@ -68,8 +77,10 @@ impl Worker {
         }));
     }
 
-    pub(super) fn take_letter(&mut self, number: usize, task: TaskSlot, result: Result<(), TableError>) {
-        let window = &mut self.windows[number];
+    pub(super) fn take_letter(&mut self, number: WindowId, task: TaskSlot, result: Result<(), TableError>) {
+        let Some(window) = self.windows.get_mut(number) else { return };
+        window.writing -= 1;
+        let gate = window.gate.clone();
         let entry = window.entry_mut(task);
         if let Err(error) = result {
             tracing::error!(
@@ -81,8 +92,10 @@ impl Worker {
             );
             entry.letter = Letter::Failed;
             self.events.push(Box::pin(async move {
-                tokio::time::sleep(PAUSE).await;
-                Event::LetterAgain { window: number, task }
+                match gate.run_until_closed(tokio::time::sleep(PAUSE)).await {
+                    Some(()) => Event::LetterAgain { window: number, task },
+                    None => Event::Closed,
+                }
             }));
             return;
         }
@@ -100,9 +113,9 @@ impl Worker {
             dead.push((unit.node, kind));
         }
         entry.open -= dead.len();
-        let open = entry.open;
+        let (open, offset) = (entry.open, entry.offset);
         for (node, kind) in dead {
-            window.rows.finished(window.schedule.keys(node), kind);
+            window.rows.finished(window.schedule.keys(node), kind, offset);
             window.schedule.finish(node);
         }
         if open == 0 {
@@ -114,7 +127,7 @@ impl Worker {
 
     /// All units of a task have ended. Its dead letter must say how all of them did: whoever sends the task again
     /// goes by that.
-    pub(super) fn finish(&mut self, number: usize, task: TaskSlot, today: Timestamp) {
+    pub(super) fn finish(&mut self, number: WindowId, task: TaskSlot, today: Timestamp) {
         match self.windows[number].entry(task).letter {
             Letter::Written { outdated: true } => self.write_letter(number, task),
             Letter::Written { outdated: false } | Letter::None => self.settle_at(number, task, today),
@@ -123,12 +136,12 @@ impl Worker {
         }
     }
 
-    fn settle(&mut self, number: usize, task: TaskSlot) {
+    fn settle(&mut self, number: WindowId, task: TaskSlot) {
         self.settle_at(number, task, Timestamp::now());
     }
 
     /// The task has come to its end.
-    fn settle_at(&mut self, number: usize, task: TaskSlot, today: Timestamp) {
+    fn settle_at(&mut self, number: WindowId, task: TaskSlot, today: Timestamp) {
         let entry = self.windows[number].remove(task);
         let outcome = entry.outcome();
         self.remember(&entry.envelope);
@@ -189,52 +202,64 @@ impl Worker {
         }
     }
 
-    /// Writes checkpoints: where there is something new when they are `due`, and at once where a unit waits for one or soon
-    /// would.
+    /// Writes checkpoints: where there is something new when they are `due`, and at once where a unit waits for one or
+    /// soon would.
     pub(super) fn commit(&mut self, due: bool) {
-        for (number, window) in self.windows.iter_mut().enumerate() {
-            let waited_for = window.schedule.waiting_len() > 0 || window.claim == Claim::Claiming;
-            let wanted = waited_for || window.rows.want_checkpoint();
-            if window.committing || !(window.changed && due || wanted) {
+        for (id, window) in self.windows.iter_mut() {
+            let waited_for = window.schedule.waiting_len() > 0 || window.rows.want_checkpoint();
+            // What a checkpoint has no room for does not fit into the next one either, unless more has finished.
+            let wanted = window.claim == Claim::Claiming || waited_for && !window.is_cut;
+            let is_due = window.changed && due;
+            if window.committing || window.leaving.is_some() || !(is_due || wanted) {
                 continue;
             }
             window.changed = false;
             window.committing = true;
-            window.rows.seal();
+            window.seal();
             let claim = window.claim;
-            let checkpoint = window.checkpoint(self.boot_id, false);
+            let Draft { checkpoint, cut } = window.checkpoint(self.boot_id, false);
             let (log, partition, epoch) = (self.log.clone(), window.partition.clone(), window.epoch);
             self.events.push(Box::pin(async move {
                 faults::hit("before-checkpoint");
                 let result = log.commit(&partition, epoch, checkpoint).await;
                 faults::hit("after-checkpoint");
-                Event::Committed { window: number, claim, result }
+                Event::Committed { window: id, claim, cut, result }
             }));
         }
     }
 
-    pub(super) fn take_commit(&mut self, number: usize, claim: Claim, result: Result<(), CommitError>) {
-        let window = &mut self.windows[number];
+    pub(super) fn take_commit(
+        &mut self,
+        id: WindowId,
+        claim: Claim,
+        cut: Option<u64>,
+        result: Result<(), CommitError>,
+    ) {
+        let Some(window) = self.windows.get_mut(id) else { return };
         window.committing = false;
         match result {
             Ok(()) => {
-                window.rows.checkpointed();
+                window.checkpointed(cut);
                 window.schedule.release_waiting();
                 if claim == Claim::Claiming {
                     window.claim = Claim::Held;
                 }
             }
+            // Another owner has it, though that was not said yet.
+            Err(CommitError::EpochOver) => self.lose_window(id),
             Err(error) => {
-                window.rows.unsealed();
+                window.unsealed();
                 window.committing = true;
                 tracing::warn!(
                     partition = %window.partition,
                     "A checkpoint of {} was not stored: {error}",
                     window.partition
                 );
+                let gate = window.gate.clone();
                 self.events.push(Box::pin(async move {
-                    tokio::time::sleep(PAUSE).await;
-                    Event::CommitAgain { window: number }
+                    // One that is to be given up need not wait.
+                    let _ = gate.run_until_closed(tokio::time::sleep(PAUSE)).await;
+                    Event::CommitAgain { window: id }
                 }));
             }
         }

@@ -19,15 +19,17 @@ use crate::{
 impl Worker {
     fn counts(&self) -> Counts {
         let mut counts = Counts::default();
-        let mut unfinished = 0;
-        for window in &self.windows {
+        let (mut unfinished, mut held) = (0, 0);
+        for window in self.windows.values() {
             unfinished += window.len() as u64;
+            held += window.held as u64;
             counts.backoff += window.schedule.backoff_len() as u64;
         }
         counts.in_flight = self.units_in_flight as u64;
-        let waiting = unfinished.saturating_sub(counts.backoff + counts.in_flight);
+        let waiting = unfinished.saturating_sub(held + counts.backoff + counts.in_flight);
+        counts.held = held;
         match self.breaker.state() {
-            BreakerState::Open { .. } => counts.held = waiting,
+            BreakerState::Open { .. } => counts.held += waiting,
             BreakerState::Closed | BreakerState::HalfOpen { .. } => counts.ready = waiting,
         }
         counts
@@ -50,7 +52,7 @@ impl Worker {
     }
 
     fn oldest(&self) -> Option<Timestamp> {
-        self.windows.iter().filter_map(|window| window.entries().next()).map(|entry| entry.envelope.accepted_at).min()
+        self.windows.values().filter_map(|window| window.entries().next()).map(|entry| entry.envelope.accepted_at).min()
     }
 
     pub(super) fn answer(&self, question: Question) {
@@ -64,7 +66,7 @@ impl Worker {
     pub(super) fn find(&self, id: &TaskId) -> Option<Waiting> {
         let (window, entry) = self
             .windows
-            .iter()
+            .values()
             .find_map(|window| window.entries().find(|entry| entry.envelope.id == *id).map(|entry| (window, entry)))?;
         let (state, until) = self.state_of(window, entry);
         let held = state == WaitState::Held;
@@ -99,7 +101,8 @@ impl Worker {
 
     /// What a task does, or what its first unfinished unit waits for.
     fn state_of(&self, window: &Window, entry: &Entry) -> (WaitState, Option<Instant>) {
-        if entry.letter == Letter::Failed {
+        // Without units it waits for somebody else, or to be called dead.
+        if entry.letter == Letter::Failed || entry.units.is_empty() {
             return (WaitState::Held, None);
         }
         let open = entry.units.iter().filter(|unit| unit.end.is_none());
@@ -135,11 +138,11 @@ impl Worker {
             backoff,
             held,
             in_flight,
-            window_bytes: self.windows.iter().map(|window| window.cost as u64).sum(),
+            window_bytes: self.windows.values().map(|window| window.cost as u64).sum(),
             oldest_accepted_at: self.oldest(),
             partitions: self
                 .windows
-                .iter()
+                .values()
                 .map(|window| PartitionOverview {
                     lane: window.partition.queue.lane,
                     index: window.partition.index,

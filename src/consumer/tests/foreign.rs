@@ -1,0 +1,82 @@
+//! Records that did not come through the front door.
+
+use base64::Engine as _;
+
+use super::{
+    world::{OFTEN, World, count, partition, set, until, until_async},
+    *,
+};
+
+#[tokio::test]
+async fn record_of_another_producer_is_made_like_any_other() {
+    let world = World::new(OFTEN);
+    let _owner = world.start(|config| config.policy.base = Duration::from_millis(1));
+    let partition = partition(2);
+    world.put(&partition, &set("plain", "1"));
+    world.put(&partition, r#"{"type":"simple","command":"INCR","args":["n"],"id":"order-1"}"#);
+    world.put(&partition, r#"{"type":"simple","command":"INCR","args":["n"],"id":"order-1"}"#);
+    world.put(&partition, r#"{"type":"simple","command":"LPUSH","args":["plain","x"]}"#);
+    world.log.assign(&partition);
+    until("all are settled", || world.watermark(&partition) == 4).await;
+    assert_eq!((world.get("plain"), world.get("n")), ("1".to_owned(), "1".to_owned()), "a repetition is one here too");
+    let letters = world.letters().await;
+    let ids: Vec<&str> = letters.iter().map(|letter| letter.id.as_str()).collect();
+    assert_eq!(ids, ["default.normal:2:3"], "it is named by where it is");
+}
+
+#[tokio::test]
+async fn what_is_refused_is_a_dead_letter_with_its_bytes_and_stops_nothing() {
+    let world = World::new(OFTEN);
+    let _owner = world.start(|_| {});
+    let refused = [
+        ("", "malformed-json"),
+        ("not JSON", "malformed-json"),
+        (r#"{"type":"simple","command":"SET","args":["k"]}"#, "validation-failed"),
+        (r#"{"type":"simple","command":"FLUSHALL","args":[]}"#, "command-not-allowed"),
+        (r#"{"type":"simple","command":"DEL","args":["redrive:x"]}"#, "key-not-allowed"),
+        (r#"{"type":"simple","command":"DEL","args":["k"],"target":"sessions"}"#, "other-target"),
+    ];
+    for (bytes, _) in refused {
+        world.put(&partition(0), bytes);
+    }
+    world.put(&partition(0), &set("behind", "1"));
+    world.log.assign(&partition(0));
+    until("what comes behind is applied", || world.get("behind") == "1").await;
+    until("all are settled", || world.watermark(&partition(0)) == 7).await;
+    let mut letters = world.letters().await;
+    letters.sort_by_key(|letter| letter.offset);
+    assert_eq!(letters.len(), refused.len());
+    for (letter, (bytes, code)) in letters.iter().zip(refused) {
+        assert_eq!((&*letter.reason, &*letter.code), ("refused-record", code), "{bytes}");
+        let kept = match (&letter.task, &letter.task_base64) {
+            (Some(task), None) => task.get().as_bytes().to_vec(),
+            (None, Some(encoded)) => base64::engine::general_purpose::STANDARD.decode(encoded).expect("it is base64"),
+            _ => panic!("a letter has its bytes in one way"),
+        };
+        assert_eq!(kept, bytes.as_bytes());
+    }
+}
+
+/// Another process may be configured for it.
+#[tokio::test]
+async fn unknown_target_is_held_and_not_dead() {
+    let world = World::new(OFTEN);
+    let owner = world.start(|_| {});
+    world.put(&partition(0), r#"{"type":"simple","command":"DEL","args":["k"],"target":"elsewhere","id":"held-1"}"#);
+    for n in 0..3 {
+        world.submit(&partition(0), &count(&format!("n:{n}")));
+    }
+    world.log.assign(&partition(0));
+    until("the others are finished and written down", || {
+        world.state(&partition(0)).is_some_and(|(_, state)| (1..4).all(|offset| state.finished.contains(offset)))
+    })
+    .await;
+    assert_eq!(world.watermark(&partition(0)), 0, "it is not");
+    assert!(world.letters().await.is_empty());
+    until_async("it is counted as held", async || owner.overview().await.held == 1).await;
+    let first = owner.overview().await.partitions[0].first.clone().expect("it is unfinished");
+    assert_eq!(first.1, WaitState::Held);
+    let waiting = owner.find("default.normal:0:0").await.expect("it waits");
+    assert_eq!(waiting.state, WaitState::Held);
+    assert!(waiting.held_by.is_some_and(|reason| reason.contains("not configured")));
+}

@@ -1,0 +1,109 @@
+//! What checkpoints say, how often they are written, and what a new owner makes of them.
+
+use super::{
+    world::{OFTEN, ON_DEMAND, World, count, partition, set, until},
+    *,
+};
+use crate::log::Checkpointing;
+
+/// What PFADD takes for its own and finds broken: an error that may pass, and spends an attempt.
+const BROKEN_SKETCH: &str = "HYLL\u{1}\0\0\0\0\0\0\0\0\0\0\0";
+
+fn sketch(key: &str) -> String {
+    format!(r#"{{"type":"simple","command":"PFADD","args":["{key}","x"]}}"#)
+}
+
+/// So long that nothing is tried again by chance.
+fn once_in_ages(max_retries: u8) -> impl Fn(&mut Config) {
+    let ages = Duration::from_secs(100_000_000);
+    move |config| config.policy = Policy { max_retries, base: ages, cap: ages }
+}
+
+/// Every other one of 2,000 tasks is finished, and every one between has spent an attempt, when the owner is gone.
+#[tokio::test]
+async fn new_owner_repeats_nothing_that_is_finished_and_forgets_no_attempt() {
+    let world = World::new(OFTEN);
+    let partition = partition(0);
+    let mut words = vec!["MSET".to_owned()];
+    for n in 0..1000 {
+        words.extend([format!("sketch:{n}"), BROKEN_SKETCH.to_owned()]);
+        world.submit(&partition, &sketch(&format!("sketch:{n}")));
+        world.submit(&partition, &count(&format!("n:{n}")));
+    }
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    world.redis.cli(&words);
+    let _first = world.start(once_in_ages(1));
+    world.log.assign(&partition);
+    until("half of it is written down, in what Kafka has room for", || {
+        world.state(&partition).is_some_and(|(watermark, state)| {
+            watermark == 0
+                && state.attempts.len() == 1000
+                && (0..2000).all(|offset| state.finished.contains(offset) == (offset % 2 == 1))
+        })
+    })
+    .await;
+    world.log.lose(&partition);
+
+    let _second = world.start(once_in_ages(1));
+    world.log.assign(&partition);
+    until("all is finished", || world.watermark(&partition) == 2000).await;
+    let letters = world.letters().await;
+    assert_eq!(letters.len(), 1000);
+    assert!(letters.iter().all(|letter| letter.attempts == 2 && letter.reason == "retries-exhausted"));
+    let counts = world.get_all((0..1000).map(|n| format!("n:{n}")));
+    assert!(counts.iter().all(|count| count == "1"), "what was finished did not run again");
+}
+
+/// Commands after each other on one key that may not both be repeated.
+#[tokio::test]
+async fn checkpoint_is_written_when_a_unit_waits_and_else_only_when_it_is_due() {
+    let world = World::new(ON_DEMAND);
+    let _owner = world.start(|_| {});
+    world.assign_and_warm_up(&partition(0)).await;
+    world.submit(&partition(0), &set("a", "1"));
+    until("it is applied", || world.get("a") == "1").await;
+    assert_eq!(world.log.commits(&partition(0)), 1, "only who the owner is was written down");
+    for value in ["1", "2"] {
+        let body = format!(r#"{{"type":"simple","command":"SET","args":["k","{value}","EX","1000"]}}"#);
+        world.submit(&partition(0), &body);
+    }
+    until("both are applied", || world.get("k") == "2").await;
+    assert!((2..5).contains(&world.log.commits(&partition(0))));
+}
+
+/// Where a checkpoint has no room for what a unit waits for, another one at once would have none either.
+#[tokio::test]
+async fn unit_above_the_cut_waits_without_a_storm_of_checkpoints() {
+    let interval = Duration::from_millis(50);
+    let world = World::new(Checkpointing { interval, ..OFTEN });
+    let _owner = world.start(|config| config.policy.base = Duration::from_secs(1));
+    let partition = partition(0);
+    world.redis.cli(&["SET", "sketch", BROKEN_SKETCH]);
+    world.submit(&partition, &sketch("sketch"));
+    // All of these wait for the first, and none of them could be described once it is half done.
+    let command = r#"{"command":"PFADD","args":["sketch","y"]}"#;
+    let commands = vec![command; 128].join(",");
+    for _ in 0..50 {
+        world.submit(&partition, &format!(r#"{{"type":"pipeline","commands":[{commands}]}}"#));
+    }
+    for value in ["1", "2"] {
+        let body = format!(r#"{{"type":"simple","command":"SET","args":["k","{value}","EX","1000"]}}"#);
+        world.submit(&partition, &body);
+    }
+    world.log.assign(&partition);
+    until("the first is applied", || world.get("k") == "1").await;
+    until("a checkpoint leaves it out", || {
+        world.state(&partition).is_some_and(|(_, state)| state.more_may_have_run && !state.finished.contains(51))
+    })
+    .await;
+    let before = world.log.commits(&partition);
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert_eq!(world.get("k"), "1", "no checkpoint says the first");
+    }
+    let written = world.log.commits(&partition) - before;
+    assert!(written <= 10, "{written} checkpoints in a fifth of a second");
+    world.redis.cli(&["DEL", "sketch"]);
+    until("all is finished", || world.watermark(&partition) == 53).await;
+    assert_eq!(world.get("k"), "2");
+}

@@ -1,0 +1,104 @@
+//! The windows of a worker, each under a name that no other window ever has.
+//!
+//! What is under way for a window may end after its partition was taken away, and after another window has come: whoever
+//! comes with a name finds the window that it meant, or none.
+
+use std::ops::{Index, IndexMut};
+
+use super::window::Window;
+
+/// The name of a window: where it is, and how many were there before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WindowId {
+    place: u32,
+    generation: u32,
+}
+
+#[derive(Default)]
+pub struct Windows {
+    places: Vec<Place>,
+}
+
+#[derive(Default)]
+struct Place {
+    generation: u32,
+    window: Option<Window>,
+}
+
+impl Windows {
+    pub fn insert(&mut self, window: Window) -> WindowId {
+        let free = self.places.iter().position(|place| place.window.is_none());
+        let number = free.unwrap_or_else(|| {
+            self.places.push(Place::default());
+            self.places.len() - 1
+        });
+        let place = &mut self.places[number];
+        place.window = Some(window);
+        WindowId {
+            place: u32::try_from(number).expect("a process has far fewer than 2^32 partitions"),
+            generation: place.generation,
+        }
+    }
+
+    /// Takes a window out; nothing is found under its name any more.
+    pub fn remove(&mut self, id: WindowId) -> Option<Window> {
+        let place = self.places.get_mut(id.place as usize).filter(|place| place.generation == id.generation)?;
+        let window = place.window.take()?;
+        // After 2^32 windows it begins anew: nothing is under way for that long.
+        place.generation = place.generation.wrapping_add(1);
+        Some(window)
+    }
+
+    pub fn get(&self, id: WindowId) -> Option<&Window> {
+        let place = self.places.get(id.place as usize).filter(|place| place.generation == id.generation)?;
+        place.window.as_ref()
+    }
+
+    pub fn get_mut(&mut self, id: WindowId) -> Option<&mut Window> {
+        let place = self.places.get_mut(id.place as usize).filter(|place| place.generation == id.generation)?;
+        place.window.as_mut()
+    }
+
+    pub fn contains(&self, id: WindowId) -> bool {
+        self.get(id).is_some()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (WindowId, &Window)> {
+        self.places.iter().enumerate().filter_map(|(number, place)| {
+            Some((WindowId { place: number as u32, generation: place.generation }, place.window.as_ref()?))
+        })
+    }
+
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (WindowId, &mut Window)> {
+        self.places.iter_mut().enumerate().filter_map(|(number, place)| {
+            Some((WindowId { place: number as u32, generation: place.generation }, place.window.as_mut()?))
+        })
+    }
+
+    pub fn into_values(self) -> impl Iterator<Item = Window> {
+        self.places.into_iter().filter_map(|place| place.window)
+    }
+
+    pub fn values(&self) -> impl Iterator<Item = &Window> {
+        self.places.iter().filter_map(|place| place.window.as_ref())
+    }
+
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut Window> {
+        self.places.iter_mut().filter_map(|place| place.window.as_mut())
+    }
+}
+
+/// For whoever has just seen that the window is there.
+impl Index<WindowId> for Windows {
+    type Output = Window;
+
+    fn index(&self, id: WindowId) -> &Window {
+        self.get(id).expect("its name was looked up since anything was taken out")
+    }
+}
+
+impl IndexMut<WindowId> for Windows {
+    fn index_mut(&mut self, id: WindowId) -> &mut Window {
+        self.get_mut(id).expect("its name was looked up since anything was taken out")
+    }
+}
