@@ -33,6 +33,7 @@ mod lease;
 pub mod memory;
 #[cfg(test)]
 pub(crate) mod scripted;
+pub mod spool;
 
 pub use self::lease::{BootTime, Lease, LeaseKeeper};
 

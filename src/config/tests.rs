@@ -76,7 +76,7 @@ fn each_value_knows_where_it_came_from() {
 #[test]
 fn every_problem_is_reported_at_once() {
     let text =
-        "lisen = \"127.0.0.1:1\"\n[retry]\nbase = \"1 fortnight\"\nmax_retries = 21\n[kafka]\nbrokers = \"k:9092\"\n";
+        "lisen = \"127.0.0.1:1\"\n[retry]\nbase = \"1 fortnight\"\nmax_retries = 21\n[mqtt]\nbroker = \"k:1883\"\n";
     let env = [("REDRIVE_REDIS_CONECTIONS", "4"), ("REDRIVE_OPS_LISTEN", "0.0.0.0:7380")];
     let error = load_err(text, &env, &[("journal.max_bytes", "1GB")]);
     let message = error.to_string();
@@ -84,7 +84,7 @@ fn every_problem_is_reported_at_once() {
         ":1: `lisen` is not a setting; did you mean `listen`?",
         ":3: `retry.base` is \"1 fortnight\"; expected a duration such as `200ms`, `30s` or `24h`, from 1ms to 1h",
         ":4: `retry.max_retries` is \"21\"; expected a whole number from 0 to 20",
-        ":5: `kafka` is not a setting",
+        ":5: `mqtt` is not a setting",
         "REDRIVE_REDIS_CONECTIONS: `REDRIVE_REDIS_CONECTIONS` is not a setting; did you mean `REDRIVE_REDIS_CONNECTIONS`?",
         "--journal-max-bytes: `journal.max_bytes` is \"1GB\"; expected a size such as `64KiB` or `1GiB`",
         "set `admin.token_file` to a file that holds one (`ops.listen` is from REDRIVE_OPS_LISTEN)",
