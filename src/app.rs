@@ -1,7 +1,7 @@
 //! Puts the parts together, and starts and stops them in order.
 //!
 //! ```text
-//! start: log (recovers) ─▶ memory of recent tasks ─▶ targets ─▶ consumer ─▶ listeners
+//! start: log (recovers; Kafka with its spool) ─▶ memory of recent tasks ─▶ targets ─▶ consumer ─▶ listeners
 //! stop:  not ready ─▶ listeners (finish what was asked) ─▶ consumer (finish what is in flight, checkpoint) ─▶ log
 //! ```
 //!
@@ -16,12 +16,14 @@ use std::{
 
 use crate::{
     api::{self, Bound, Hosts, Listen, Server},
-    config::{self, Config, Lua, TokenError},
+    config::{self, Config, Lua, Role, TokenError},
     consumer::{self, Consumer, Panicked},
     dead_letters::DeadLetters,
     log::{
         Log, ReadError, TableError,
         journal::{JournalConfig, JournalLog, JournalStats, OpenError, disk::RealDisk},
+        kafka::{self, KafkaLog},
+        spool::{self, Spool},
     },
     queue::Queues,
     retry::Policy,
@@ -40,7 +42,9 @@ const REVOKE_BOUND: Duration = Duration::from_secs(10);
 pub enum AppError {
     #[error("the journal cannot be opened")]
     Journal(#[from] OpenError),
-    #[error("the journal cannot be read")]
+    #[error("Kafka cannot be used as it is configured")]
+    Kafka(#[from] kafka::OpenError),
+    #[error("the log cannot be read")]
     Refill(#[from] ReadError),
     #[error("the dead letters cannot be opened")]
     DeadLetters(#[from] TableError),
@@ -65,7 +69,7 @@ pub enum AppError {
 
 /// All parts, started.
 pub struct App {
-    log: Arc<dyn Log>,
+    storage: Storage,
     consumer: Consumer,
     state: Arc<api::State>,
     data_plane: Server,
@@ -73,19 +77,56 @@ pub struct App {
     grace: Duration,
 }
 
+/// Where tasks are kept.
+struct Storage {
+    log: Arc<dyn Log>,
+    /// Of what is on this disk: the journal, or the spool.
+    stats: Arc<JournalStats>,
+    /// In front of Kafka.
+    spool: Option<Arc<Spool>>,
+}
+
+impl Storage {
+    fn open(config: &Config) -> Result<Self, AppError> {
+        let Some(kafka) = &config.kafka else {
+            let journal = JournalLog::open(journal_config(config), Arc::new(RealDisk))?;
+            let stats = journal.stats();
+            return Ok(Self { log: Arc::new(journal), stats, spool: None });
+        };
+        let identities = config.targets.iter().map(|target| (target.name.as_str().into(), target.url.server().into()));
+        let remote = KafkaLog::open(kafka_config(kafka), identities.collect())?;
+        let mode = if kafka.local_first { spool::Mode::Always } else { spool::Mode::WhenAway };
+        let settings = spool::Config {
+            max_record_bytes: kafka::config::Config::default().max_record_bytes,
+            close_within: config.shutdown.grace / 2,
+            ..spool::Config::new(mode, kafka.produce_timeout)
+        };
+        let spool = Arc::new(Spool::open(Arc::new(remote), journal_config(config), Arc::new(RealDisk), settings)?);
+        Ok(Self { log: spool.clone(), stats: spool.stats(), spool: Some(spool) })
+    }
+
+    /// What is on this disk still, as the end of a log line; empty: nothing.
+    fn left(&self) -> String {
+        let spooled = self.spool.as_ref().map_or(Vec::new(), |spool| spool.spooled());
+        let left: Vec<_> =
+            spooled.iter().map(|left| format!("{} tasks in {}", left.records, left.path.display())).collect();
+        left.join(", ")
+    }
+}
+
 impl App {
-    /// Starts everything but answering requests. Reads from disk and blocks while it does.
+    /// Starts everything but answering requests. Reads from disk and blocks while it does. Must be called in a
+    /// runtime.
     pub fn build(config: &Config) -> Result<Self, AppError> {
         let started = Instant::now();
         let token = config.admin.read_token()?;
         let boot_id = new_boot_id();
-        let targets = targets(config, boot_id)?;
-        let journal = JournalLog::open(journal_config(config), Arc::new(RealDisk))?;
-        let stats = journal.stats();
-        let log: Arc<dyn Log> = Arc::new(journal);
+        let targets = if config.role == Role::Gateway { Vec::new() } else { targets(config, boot_id)? };
+        let storage = Storage::open(config)?;
+        let log = storage.log.clone();
         let metrics = Metrics::new(&api::ProblemType::slugs());
         metrics.refresh_with({
-            let log = log.clone();
+            let (log, stats) = (log.clone(), storage.stats.clone());
             move |metrics| refresh(&*log, &stats, metrics)
         });
         let queues = Queues::new(log.clone(), metrics.clone());
@@ -116,7 +157,7 @@ impl App {
         for bound in ops_plane.bound() {
             tracing::info!(ops.listen = %bound, "Probes, metrics and the admin API are on {bound}");
         }
-        Ok(Self { log, consumer, state, data_plane, ops_plane, grace: config.shutdown.grace })
+        Ok(Self { storage, consumer, state, data_plane, ops_plane, grace: config.shutdown.grace })
     }
 
     /// Where the data plane listens.
@@ -147,7 +188,7 @@ impl App {
         let ops = tokio::spawn(self.ops_plane.serve(ops, metrics.clone(), ops_closing.token(), until_cut_off));
         tokio::select! {
             () = shutdown.begun() => {}
-            reason = self.log.failed() => return Err(AppError::LogFailed(reason)),
+            reason = self.storage.log.failed() => return Err(AppError::LogFailed(reason)),
             () = self.consumer.ended() => {
                 tracing::error!("The consumer has ended; stopping, so that a restart can repair it");
             }
@@ -158,7 +199,7 @@ impl App {
         let stop = async {
             let _ = data.await;
             let consumer = self.consumer.stop().await;
-            self.log.close().await;
+            self.storage.log.close().await;
             consumer
         };
         let stopped = tokio::time::timeout(self.grace, stop).await;
@@ -171,7 +212,12 @@ impl App {
                 self.grace.as_secs()
             ),
         }
-        tracing::info!("Stopped after {} ms", begun.elapsed().as_millis());
+        let (took, left) = (begun.elapsed().as_millis(), self.storage.left());
+        if left.is_empty() {
+            tracing::info!("Stopped after {took} ms");
+        } else {
+            tracing::warn!("Stopped after {took} ms. Not in Kafka yet, to be forwarded after the next start: {left}");
+        }
         Ok(())
     }
 }
@@ -208,6 +254,40 @@ fn journal_config(config: &Config) -> JournalConfig {
         allow_volatile: config.journal.allow_volatile,
         targets: config.targets.iter().map(|target| target.name.as_str().into()).collect(),
         ..JournalConfig::new(&config.data_dir)
+    }
+}
+
+fn kafka_config(kafka: &config::Kafka) -> kafka::config::Config {
+    use kafka::config::{Mechanism, Sasl, Tls};
+    kafka::config::Config {
+        brokers: kafka.brokers.clone(),
+        topic: kafka.topic.as_str().into(),
+        group: kafka.group.as_str().into(),
+        instance_id: kafka.instance_id.as_deref().map(Into::into),
+        produce_timeout: kafka.produce_timeout,
+        session_timeout: kafka.session_timeout,
+        heartbeat_interval: kafka.heartbeat_interval,
+        rebalance_timeout: kafka.rebalance_timeout,
+        metadata_refresh: kafka.metadata_refresh,
+        create_topics: kafka.create_topics,
+        partitions: kafka.partitions,
+        replication: kafka.replication,
+        min_insync: kafka.min_insync,
+        retention: kafka.retention,
+        tls: kafka.tls.as_ref().map(|tls| Tls {
+            ca_file: tls.ca_file.clone(),
+            cert_file: tls.cert_file.clone(),
+            key_file: tls.key_file.clone(),
+        }),
+        sasl: kafka.sasl.as_ref().map(|sasl| Sasl {
+            mechanism: Mechanism::ALL
+                .into_iter()
+                .find(|mechanism| mechanism.as_str() == sasl.mechanism)
+                .expect("the setting takes these"),
+            username: sasl.username.clone(),
+            password_file: sasl.password_file.clone(),
+        }),
+        ..kafka::config::Config::default()
     }
 }
 
@@ -248,10 +328,11 @@ fn consumer_config(config: &Config, boot_id: [u8; 16]) -> consumer::Config {
 
 fn api_config(config: &Config, token: Option<config::Token>) -> api::Config {
     api::Config {
-        listen: vec![match &config.listen {
-            config::Listen::Tcp(address) => Listen::Tcp(*address),
-            config::Listen::Unix(path) => Listen::Unix(path.clone()),
-        }],
+        listen: match &config.listen {
+            _ if config.role == Role::Worker => Vec::new(),
+            config::Listen::Tcp(address) => vec![Listen::Tcp(*address)],
+            config::Listen::Unix(path) => vec![Listen::Unix(path.clone())],
+        },
         ops_listen: config.ops.listen,
         allowed_hosts: config.allowed_hosts.iter().chain(&config.ops.allowed_hosts).cloned().collect(),
         max_body: config.admission.max_body,

@@ -32,6 +32,21 @@ impl RedisUrl {
         Ok(Self(text.into()))
     }
 
+    /// Which database of which server it is, without who asks: `host:port/0`, or the socket's path.
+    pub fn server(&self) -> String {
+        let (scheme, rest) = self.0.split_once("://").expect("it was parsed");
+        let rest = rest.split(['?', '#']).next().unwrap_or_default();
+        if scheme.contains("unix") {
+            return rest.to_owned();
+        }
+        let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+        let port = if has_port { "" } else { ":6379" };
+        let database = if database.is_empty() { "0" } else { database };
+        format!("{}{port}/{database}", host.to_ascii_lowercase())
+    }
+
     /// The URL with its password: for the client that connects, for nothing that is written anywhere.
     pub fn expose(&self) -> &str {
         &self.0

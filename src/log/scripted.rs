@@ -229,7 +229,8 @@ impl Log for ScriptedLog {
     fn consume(&self, _queues: Vec<QueueName>) -> BoxStream<'static, Assignment> {
         let (consumer, assignments) = mpsc::unbounded_channel();
         self.shared.lock().consumer = Some(consumer);
-        stream::unfold(assignments, |mut assignments| async move { Some((assignments.recv().await?, assignments)) }).boxed()
+        stream::unfold(assignments, |mut assignments| async move { Some((assignments.recv().await?, assignments)) })
+            .boxed()
     }
 
     fn checkpointing(&self) -> Checkpointing {

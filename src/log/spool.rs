@@ -48,8 +48,8 @@ use self::{
     room::{Reservation, Room},
 };
 use super::{
-    AppendError, Appended, Assignment, Checkpoint, CommitError, Depth, Entry, Epoch, Log, NewRecord, Partition,
-    QueueName, ReadError, Table, TableError,
+    AppendError, Appended, Assignment, Checkpoint, Checkpointing, CommitError, Depth, Entry, Epoch, Log, NewRecord,
+    Partition, QueueName, ReadError, Table, TableError,
     journal::{Disk, JournalConfig, JournalLog, JournalStats, OpenError},
 };
 
@@ -364,30 +364,31 @@ impl Inner {
         }
     }
 
-    /// Shows the end of the remote log and what the spool holds behind it.
+    /// Shows the end of the remote log and what the spool holds behind it. Which partition that will go to is not known
+    /// yet: it is shown behind the first.
     fn tail(
         &self,
-        queue: &QueueName,
+        partition: &Partition,
         max_records: usize,
         max_bytes: usize,
         visit: &mut dyn FnMut(Entry),
     ) -> Result<(), ReadError> {
-        let watermark = self.journal.depth().into_iter().find(|depth| depth.partition.queue == *queue);
-        let watermark = watermark.map_or(u64::MAX, |depth| depth.finished);
+        let spooled = self.journal.depth().into_iter().find(|depth| depth.partition == *partition);
+        let watermark = spooled.map_or(u64::MAX, |depth| depth.finished);
         // What was forwarded is in the remote log, and its records are not gone from the files at once.
         let held = |entry: &Entry| entry.offset >= watermark;
         let (mut records, mut bytes) = (0, 0);
-        self.journal.tail(queue, max_records, max_bytes, &mut |entry| {
+        self.journal.tail(partition, max_records, max_bytes, &mut |entry| {
             if held(&entry) {
                 records += 1;
                 bytes += entry.record.size();
             }
         })?;
         let (left_records, left_bytes) = (max_records - records, max_bytes.saturating_sub(bytes));
-        if let Err(error) = self.remote.tail(queue, left_records, left_bytes, visit) {
-            tracing::warn!(%queue, "Only the spooled records of {queue} are known yet: {error}");
+        if let Err(error) = self.remote.tail(partition, left_records, left_bytes, visit) {
+            tracing::warn!(%partition, "Only the spooled records of {partition} are known yet: {error}");
         }
-        self.journal.tail(queue, records, max_bytes, &mut |entry| {
+        self.journal.tail(partition, records, max_bytes, &mut |entry| {
             if held(&entry)
                 && let Ok(NewRecord { record, .. }) = frame::decode(&entry.record)
             {
@@ -463,6 +464,10 @@ impl Log for Spool {
         self.inner.remote.consume(queues)
     }
 
+    fn checkpointing(&self) -> Checkpointing {
+        self.inner.remote.checkpointing()
+    }
+
     fn commit<'a>(
         &'a self,
         partition: &'a Partition,
@@ -475,12 +480,12 @@ impl Log for Spool {
     /// What is spooled comes last. A remote log that cannot be read is passed over: tasks are taken without it too.
     fn tail(
         &self,
-        queue: &QueueName,
+        partition: &Partition,
         max_records: usize,
         max_bytes: usize,
         visit: &mut dyn FnMut(Entry),
     ) -> Result<(), ReadError> {
-        self.inner.tail(queue, max_records, max_bytes, visit)
+        self.inner.tail(partition, max_records, max_bytes, visit)
     }
 
     /// Of the remote log. A queue that only the spool knows has nothing there yet.

@@ -12,6 +12,7 @@ mod disk;
 mod exposure;
 mod harness;
 mod labels;
+mod kafka;
 mod late;
 mod memory;
 mod order;

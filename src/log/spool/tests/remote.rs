@@ -11,8 +11,8 @@ use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use tokio::sync::watch;
 
 use crate::log::{
-    AppendError, Appended, Assignment, Checkpoint, CommitError, Depth, Durability, Entry, Epoch, Log, NewRecord,
-    Partition, QueueName, ReadError, Record, Table, TableError, memory::MemoryLog,
+    AppendError, Appended, Assignment, Checkpoint, Checkpointing, CommitError, Depth, Durability, Entry, Epoch, Log,
+    NewRecord, Partition, QueueName, ReadError, Record, Table, TableError, memory::MemoryLog,
 };
 
 /// What comes of an append.
@@ -224,6 +224,10 @@ impl Log for Remote {
         self.log.consume(queues)
     }
 
+    fn checkpointing(&self) -> Checkpointing {
+        self.log.checkpointing()
+    }
+
     fn commit<'a>(
         &'a self,
         partition: &'a Partition,
@@ -235,16 +239,16 @@ impl Log for Remote {
 
     fn tail(
         &self,
-        queue: &QueueName,
+        partition: &Partition,
         max_records: usize,
         max_bytes: usize,
         visit: &mut dyn FnMut(Entry),
     ) -> Result<(), ReadError> {
-        match self.weather(queue) {
+        match self.weather(&partition.queue) {
             Weather::Fair => {}
             _ => return Err(ReadError::Unavailable { reason: "it is away".to_owned() }),
         }
-        self.log.tail(queue, max_records, max_bytes, visit)
+        self.log.tail(partition, max_records, max_bytes, visit)
     }
 
     fn depth(&self) -> Vec<Depth> {

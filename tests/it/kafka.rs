@@ -1,0 +1,123 @@
+//! Tasks in a real Kafka: stored there, shared out among sidecars, and kept on disk while it is away.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use self::broker::{Kafka, Setup, unique};
+use crate::harness::{Redis, Sidecar, rpush, set, simple, wait_until};
+
+#[allow(dead_code, reason = "shared with the tests of the library, which use other parts of it")]
+#[path = "../../src/log/kafka/testing.rs"]
+mod broker;
+
+/// Flags for a small Kafka and a group that notices soon who is gone.
+fn flags(kafka: &Kafka, topic: &str) -> Vec<String> {
+    let group = format!("{topic}-group");
+    let mut flags = vec![format!("--kafka-brokers={}", kafka.address())];
+    flags.extend([format!("--kafka-topic={topic}"), format!("--kafka-group={group}")]);
+    let quick = [
+        "--kafka-replication=1",
+        "--kafka-min-insync=1",
+        "--kafka-session-timeout=3s",
+        "--kafka-heartbeat-interval=500ms",
+        "--kafka-rebalance-timeout=9s",
+        "--kafka-metadata-refresh=1s",
+        "--kafka-produce-timeout=2s",
+    ];
+    flags.extend(quick.map(str::to_owned));
+    flags
+}
+
+fn start(redis: &Redis, kafka: &Kafka, topic: &str) -> Sidecar {
+    let flags = flags(kafka, topic);
+    Sidecar::start(&redis.url(), &flags.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn durability(answer: &Value) -> &str {
+    answer["durability"].as_str().expect("an answer says where the task is")
+}
+
+#[test]
+fn tasks_are_stored_in_kafka_and_made_in_their_order() {
+    let (redis, kafka, topic) = (Redis::start(&[]), Kafka::shared(), unique("order"));
+    let sidecar = start(&redis, kafka, &topic);
+    // The first may come before the topic is there.
+    wait_until("Kafka takes tasks", || durability(&sidecar.post(&set("", "probe", "1")).json()) == "kafka");
+    for number in 0..200 {
+        let answer = sidecar.post(&rpush(&format!("t-{number}"), &format!("list:{}", number % 7)));
+        assert_eq!((answer.status, durability(&answer.json())), (202, "kafka"), "{}", answer.body);
+    }
+    for list in 0..7 {
+        let expected: Vec<String> = (0..200).filter(|n| n % 7 == list).map(|n| format!("t-{n}")).collect();
+        wait_until("the list is whole", || redis.list(&format!("list:{list}")) == expected);
+    }
+    sidecar.wait_until_done();
+    let repeated = sidecar.post(&rpush("t-3", "list:3"));
+    assert_eq!(repeated.header("Idempotent-Replayed"), Some("true"));
+}
+
+#[test]
+fn tasks_are_taken_while_kafka_is_away_and_forwarded_in_their_order() {
+    let (redis, topic) = (Redis::start(&[]), unique("away"));
+    let mut kafka = Kafka::start();
+    let mut sidecar = start(&redis, &kafka, &topic);
+    wait_until("Kafka takes tasks", || durability(&sidecar.post(&set("", "probe", "1")).json()) == "kafka");
+    sidecar.post(&rpush("before", "list"));
+    kafka.kill9();
+    let names: Vec<String> = (0..60).map(|number| format!("away-{number}")).collect();
+    for name in &names {
+        let answer = sidecar.post(&rpush(name, "list"));
+        assert_eq!((answer.status, durability(&answer.json())), (202, "local"), "{}", answer.body);
+        assert!(sidecar.is_ready());
+    }
+    sidecar.kill9();
+    sidecar.restart();
+    assert!(sidecar.is_ready(), "nothing needs Kafka to be there");
+    sidecar.post(&rpush("after", "list"));
+    kafka.restart();
+    let expected: Vec<String> = ["before"]
+        .into_iter()
+        .map(str::to_owned)
+        .chain(names)
+        .chain(["after".to_owned()])
+        .collect();
+    wait_until("all of it was forwarded and made", || redis.list("list") == expected);
+    wait_until("Kafka takes tasks again", || durability(&sidecar.post(&set("", "probe", "2")).json()) == "kafka");
+}
+
+#[test]
+fn partitions_of_a_sidecar_that_dies_go_to_another_one() {
+    let (redis, kafka, topic) = (Redis::start(&[]), Kafka::shared(), unique("share"));
+    let [mut first, second] = [(); 2].map(|()| start(&redis, kafka, &topic));
+    wait_until("Kafka takes tasks", || durability(&first.post(&set("", "probe", "1")).json()) == "kafka");
+    let counters: Vec<String> = (0..30).map(|number| format!("counter:{number}")).collect();
+    let send = |sidecar: &Sidecar, round: usize| {
+        let tasks: Vec<Value> = counters.iter().map(|key| simple(&format!("{key}-{round}"), "INCR", &[key])).collect();
+        sidecar.batch(&tasks);
+    };
+    for round in 0..20 {
+        send(if round % 2 == 0 { &first } else { &second }, round);
+    }
+    first.kill9();
+    for round in 20..30 {
+        send(&second, round);
+    }
+    for counter in &counters {
+        wait_until("each was made once", || redis.get(counter) == "30");
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(counters.iter().all(|counter| redis.get(counter) == "30"), "and no more");
+}
+
+#[test]
+fn sidecar_starts_without_kafka() {
+    let redis = Redis::start(&[]);
+    let mut kafka = Kafka::start_with(|_| Setup::default());
+    kafka.kill9();
+    let sidecar = start(&redis, &kafka, &unique("late"));
+    assert!(sidecar.is_ready());
+    assert_eq!(durability(&sidecar.post(&set("early", "key", "1")).json()), "local");
+    kafka.restart();
+    redis.wait_for_value("key", "1");
+}
