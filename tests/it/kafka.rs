@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use self::broker::{Kafka, Setup, unique};
 use crate::harness::{Redis, Sidecar, rpush, set, simple, wait_until};
@@ -34,6 +34,12 @@ fn start(redis: &Redis, kafka: &Kafka, topic: &str) -> Sidecar {
     Sidecar::start(&redis.url(), &flags.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
+/// Hands in a task, and says whether Kafka has it.
+fn reaches_kafka(sidecar: &Sidecar) -> bool {
+    let answer = sidecar.post(&json!({"type": "simple", "command": "SET", "args": ["probe", "1"]}));
+    durability(&answer.json()) == "kafka"
+}
+
 fn durability(answer: &Value) -> &str {
     answer["durability"].as_str().expect("an answer says where the task is")
 }
@@ -43,7 +49,7 @@ fn tasks_are_stored_in_kafka_and_made_in_their_order() {
     let (redis, kafka, topic) = (Redis::start(&[]), Kafka::shared(), unique("order"));
     let sidecar = start(&redis, kafka, &topic);
     // The first may come before the topic is there.
-    wait_until("Kafka takes tasks", || durability(&sidecar.post(&set("", "probe", "1")).json()) == "kafka");
+    wait_until("Kafka takes tasks", || reaches_kafka(&sidecar));
     for number in 0..200 {
         let answer = sidecar.post(&rpush(&format!("t-{number}"), &format!("list:{}", number % 7)));
         assert_eq!((answer.status, durability(&answer.json())), (202, "kafka"), "{}", answer.body);
@@ -62,7 +68,7 @@ fn tasks_are_taken_while_kafka_is_away_and_forwarded_in_their_order() {
     let (redis, topic) = (Redis::start(&[]), unique("away"));
     let mut kafka = Kafka::start();
     let mut sidecar = start(&redis, &kafka, &topic);
-    wait_until("Kafka takes tasks", || durability(&sidecar.post(&set("", "probe", "1")).json()) == "kafka");
+    wait_until("Kafka takes tasks", || reaches_kafka(&sidecar));
     sidecar.post(&rpush("before", "list"));
     kafka.kill9();
     let names: Vec<String> = (0..60).map(|number| format!("away-{number}")).collect();
@@ -83,14 +89,14 @@ fn tasks_are_taken_while_kafka_is_away_and_forwarded_in_their_order() {
         .chain(["after".to_owned()])
         .collect();
     wait_until("all of it was forwarded and made", || redis.list("list") == expected);
-    wait_until("Kafka takes tasks again", || durability(&sidecar.post(&set("", "probe", "2")).json()) == "kafka");
+    wait_until("Kafka takes tasks again", || reaches_kafka(&sidecar));
 }
 
 #[test]
 fn partitions_of_a_sidecar_that_dies_go_to_another_one() {
     let (redis, kafka, topic) = (Redis::start(&[]), Kafka::shared(), unique("share"));
     let [mut first, second] = [(); 2].map(|()| start(&redis, kafka, &topic));
-    wait_until("Kafka takes tasks", || durability(&first.post(&set("", "probe", "1")).json()) == "kafka");
+    wait_until("Kafka takes tasks", || reaches_kafka(&first));
     let counters: Vec<String> = (0..30).map(|number| format!("counter:{number}")).collect();
     let send = |sidecar: &Sidecar, round: usize| {
         let tasks: Vec<Value> = counters.iter().map(|key| simple(&format!("{key}-{round}"), "INCR", &[key])).collect();
