@@ -362,7 +362,12 @@ impl UnitEnd {
 }
 
 /// Puts a count and as many of the items, from the first on, as there is room for.
-fn put_while_room<T>(out: &mut Vec<u8>, most: usize, items: impl Iterator<Item = T>, mut put: impl FnMut(&mut Vec<u8>, T)) {
+fn put_while_room<T>(
+    out: &mut Vec<u8>,
+    most: usize,
+    items: impl Iterator<Item = T>,
+    mut put: impl FnMut(&mut Vec<u8>, T),
+) {
     let (mut packed, mut count) = (Vec::new(), 0_u64);
     for item in items {
         let before = packed.len();

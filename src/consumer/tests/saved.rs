@@ -78,12 +78,13 @@ async fn unit_above_the_cut_waits_without_a_storm_of_checkpoints() {
     let world = World::new(Checkpointing { interval, ..OFTEN });
     let _owner = world.start(|config| config.policy.base = Duration::from_secs(1));
     let partition = partition(0);
-    world.redis.cli(&["SET", "sketch", BROKEN_SKETCH]);
-    world.submit(&partition, &sketch("sketch"));
-    // All of these wait for the first, and none of them could be described once it is half done.
-    let command = r#"{"command":"PFADD","args":["sketch","y"]}"#;
-    let commands = vec![command; 128].join(",");
-    for _ in 0..50 {
+    // Each pipeline waits for a task before it, and they could not all be described once they are half done.
+    for n in 0..44 {
+        let key = format!("sketch:{n}");
+        world.redis.cli(&["SET", &key, BROKEN_SKETCH]);
+        world.submit(&partition, &sketch(&key));
+        let command = format!(r#"{{"command":"SET","args":["{key}","y"]}}"#);
+        let commands = vec![command; 128].join(",");
         world.submit(&partition, &format!(r#"{{"type":"pipeline","commands":[{commands}]}}"#));
     }
     for value in ["1", "2"] {
@@ -93,7 +94,7 @@ async fn unit_above_the_cut_waits_without_a_storm_of_checkpoints() {
     world.log.assign(&partition);
     until("the first is applied", || world.get("k") == "1").await;
     until("a checkpoint leaves it out", || {
-        world.state(&partition).is_some_and(|(_, state)| state.more_may_have_run && !state.finished.contains(51))
+        world.state(&partition).is_some_and(|(_, state)| state.more_may_have_run && !state.finished.contains(88))
     })
     .await;
     let before = world.log.commits(&partition);
@@ -103,7 +104,9 @@ async fn unit_above_the_cut_waits_without_a_storm_of_checkpoints() {
     }
     let written = world.log.commits(&partition) - before;
     assert!(written <= 10, "{written} checkpoints in a fifth of a second");
-    world.redis.cli(&["DEL", "sketch"]);
-    until("all is finished", || world.watermark(&partition) == 53).await;
+    (0..44).for_each(|n| {
+        world.redis.cli(&["DEL", &format!("sketch:{n}")]);
+    });
+    until("all is finished", || world.watermark(&partition) == 90).await;
     assert_eq!(world.get("k"), "2");
 }

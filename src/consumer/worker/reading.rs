@@ -70,13 +70,14 @@ impl Worker {
     }
 
     /// Takes a record into its window.
-    fn admit(&mut self, id: WindowId, LogEntry { offset, record }: LogEntry, now: Timestamp) {
+    fn admit(&mut self, id: WindowId, entry: LogEntry, now: Timestamp) {
+        let LogEntry { offset, record, appended_at_ms } = entry;
         let partition = &self.windows[id].partition;
         let envelope = match Envelope::decode(&record) {
             Ok(envelope) => envelope,
             Err(EnvelopeError::Foreign) => {
                 let made_id = made_id(partition, offset);
-                let accepted_at = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
+                let accepted_at = appended_at(appended_at_ms, now);
                 match Envelope::adopt(&record, &self.rules, &partition.queue.target, &made_id, accepted_at) {
                     Ok(envelope) => envelope,
                     Err(refusal) => {
@@ -269,6 +270,14 @@ impl Worker {
         let slot = self.windows[number].insert(entry, 0);
         self.write_letter(number, slot);
     }
+}
+
+/// When a record was accepted that does not say so: as its log says, which is the same each time it is read, or now. A
+/// producer's clock may be ahead of ours, or there may be none.
+fn appended_at(milliseconds: Option<i64>, now: Timestamp) -> Timestamp {
+    let now_ms = now.as_millisecond();
+    let appended_ms = milliseconds.filter(|at| *at > 0).map_or(now_ms, |at| at.min(now_ms));
+    Timestamp::from_millisecond(appended_ms).unwrap_or(now)
 }
 
 /// The id of a record that names none: the same each time it is read.
