@@ -81,7 +81,10 @@ impl Worker {
                 match Envelope::adopt(&record, &self.rules, &partition.queue.target, &made_id, accepted_at) {
                     Ok(envelope) => envelope,
                     Err(refusal) => {
-                        let envelope = Envelope::of_unreadable(made_id, accepted_at, record.value);
+                        // One that is refused for good may have an id that belongs to another task's dead letter.
+                        let waits = refusal.kind == RefusalKind::UnknownTarget;
+                        let named = waits.then(|| named_id(&record.value)).flatten();
+                        let envelope = Envelope::of_unreadable(named.unwrap_or(made_id), accepted_at, record.value);
                         return self.refuse(id, offset, envelope, &refusal);
                     }
                 }
@@ -284,6 +287,15 @@ fn appended_at(milliseconds: Option<i64>, now: Timestamp) -> Timestamp {
 fn made_id(partition: &Partition, offset: u64) -> TaskId {
     let id = format!("{}:{}:{offset}", partition.queue, partition.index);
     TaskId::parse(&id).expect("a queue's name, dots, colons and digits are an id")
+}
+
+/// The id that a task names which cannot be parsed by the rules of this process.
+fn named_id(value: &[u8]) -> Option<TaskId> {
+    #[derive(serde::Deserialize)]
+    struct Named {
+        id: Option<String>,
+    }
+    TaskId::parse(&serde_json::from_slice::<Named>(value).ok()?.id?).ok()
 }
 
 fn without_units(offset: u64, envelope: Envelope) -> Entry {
