@@ -296,6 +296,7 @@ fn rules(config: &Config) -> Rules {
     let limits = task::Config {
         max_args: admission.max_args,
         max_arg_bytes: admission.max_arg_bytes,
+        max_foreign_bytes: admission.max_body,
         key_prefixes: admission.key_prefixes.clone(),
         own_prefix: config.redis.own_prefix.clone(),
         lua: match &admission.lua {

@@ -252,6 +252,9 @@ impl Checkpointing {
 pub struct Entry {
     pub offset: u64,
     pub record: Record,
+    /// When it was appended, in milliseconds since 1970, where the log knows it: what a record of another producer,
+    /// which says nothing of it, is as old as.
+    pub appended_at_ms: Option<i64>,
 }
 
 /// Reads one assigned partition. Records are pulled, so that a full window stops its own partition only.
@@ -382,8 +385,10 @@ pub trait Log: Send + Sync {
     ) -> BoxFuture<'a, Result<(), CommitError>>;
 
     /// Shows the records appended last to a partition, oldest first, at most `max_records` of them and `max_bytes`
-    /// together: what a memory of recent tasks is filled from. Reads from disk: call it before serving. A partition that
-    /// does not exist has none, and a log that would have to ask another machine may show none.
+    /// together: what a memory of recent tasks is filled from. Offsets are the partition's own: the consumer takes what is
+    /// below its watermark for finished. A record that will come to the partition and has no offset there yet may be shown
+    /// too, last and under `u64::MAX`. Reads from disk: call it before serving. A partition that does not exist has none,
+    /// and a log that would have to ask another machine may show none.
     fn tail(
         &self,
         partition: &Partition,

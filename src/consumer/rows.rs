@@ -188,6 +188,9 @@ pub struct Rows {
 /// How far above [`Generation::base`] an offset is. What is below it, or too far above, has the nearest place there is.
 type Place = u32;
 
+/// The place of the first unit. Others may lie below it, or above, but never as far as this.
+const MIDDLE: Place = 1 << 31;
+
 /// A row, and the place of its highest unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Kept {
@@ -283,7 +286,7 @@ impl Generation {
     /// What is kept of a row that ends at `offset` and is going to be added.
     fn kept(&mut self, row: Row, offset: u64) -> Kept {
         if self.is_empty() {
-            self.base = offset;
+            self.base = offset.saturating_sub(u64::from(MIDDLE));
         }
         Kept { row, last: self.place(offset) }
     }
@@ -347,16 +350,17 @@ impl Generation {
             return;
         }
         self.others = Kept::NOTHING;
+        // Counted anew, so that places stay small however long this goes on.
+        let passed = place.saturating_sub(MIDDLE);
         let mut not_open = 0;
         self.rows.retain(|_, kept| {
             let stays = kept.last >= place;
             not_open += usize::from(stays && !kept.row.is_open());
-            // Counted anew, so that places stay small however long this goes on.
-            kept.last = kept.last.saturating_sub(place);
+            kept.last = kept.last.saturating_sub(passed);
             stays
         });
         self.not_open = not_open;
-        self.base = self.base.saturating_add(u64::from(place));
+        self.base = self.base.saturating_add(u64::from(passed));
     }
 
     fn clear(&mut self) {

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     checkpoint::{self, Bounds, Finished, State},
     entry::{Entry, TaskSlot, UnitRef},
-    rows::Rows,
+    rows::{ReplayKind, Rows},
     schedule::{Schedule, UnitId},
     seen::Unsaved,
 };
@@ -146,8 +146,10 @@ pub struct Window {
     /// Something finished or failed since the last checkpoint.
     pub changed: bool,
     pub committing: bool,
-    /// The last durable checkpoint leaves something out. Another one may help only when more has finished.
-    pub is_cut: bool,
+    /// A unit finished of which the next checkpoint says more than the last one.
+    pub more_to_say: bool,
+    /// From where on the last durable checkpoint said nothing, and the next one may have no room either.
+    cut: Option<u64>,
     entries: Vec<Option<Entry>>,
     free: Vec<TaskSlot>,
     /// The slots of unsettled tasks, by offset.
@@ -220,7 +222,8 @@ impl Window {
             schedule: Schedule::default(),
             changed: false,
             committing: false,
-            is_cut: false,
+            more_to_say: false,
+            cut: None,
             entries: Vec::new(),
             free: Vec::new(),
             unfinished: BTreeMap::new(),
@@ -431,21 +434,29 @@ impl Window {
         }
     }
 
+    /// A unit of the task at that offset ended by having run: its keys may not be let go before this.
+    pub fn note_run(&mut self, node: UnitId, kind: ReplayKind, offset: u64) {
+        self.rows.finished(self.schedule.keys(node), kind, offset);
+        self.more_to_say |= self.cut.is_none_or(|cut| offset < cut);
+    }
+
     /// A checkpoint is going to be written, that says all that finished until now.
     pub fn seal(&mut self) {
+        self.more_to_say = false;
         self.rows.seal();
         self.unsaved.seal();
     }
 
     /// It is durable.
     pub fn checkpointed(&mut self, cut: Option<u64>) {
-        self.is_cut = cut.is_some();
+        self.cut = cut;
         self.rows.checkpointed(cut);
         self.unsaved.saved(cut);
     }
 
     /// It was not stored, or may not have been.
     pub fn unsealed(&mut self) {
+        self.more_to_say = true;
         self.rows.unsealed();
         self.unsaved.unsealed();
     }

@@ -102,3 +102,45 @@ impl IndexMut<WindowId> for Windows {
         self.get_mut(id).expect("its name was looked up since anything was taken out")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::BoxFuture;
+
+    use super::*;
+    use crate::{
+        consumer::window::Budget,
+        log::{Assigned, Entry, Epoch, Lease, Partition, QueueName, ReadError, Reader},
+    };
+
+    struct NoReader;
+
+    impl Reader for NoReader {
+        fn next(&mut self, _max_bytes: usize) -> BoxFuture<'_, Result<Vec<Entry>, ReadError>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    fn window(index: u32) -> Window {
+        let partition = Partition { queue: QueueName { target: "default".into(), lane: "normal" }, index };
+        let (lease, reader) = (Lease::forever(), Box::new(NoReader));
+        let assigned = Assigned { partition, epoch: Epoch(1), checkpoint: None, lease, reader };
+        Window::new(assigned, [0; 16], 3072, Budget::new(1 << 20))
+    }
+
+    #[test]
+    fn name_is_never_that_of_another_window() {
+        let mut windows = Windows::default();
+        let (first, second) = (windows.insert(window(1)), windows.insert(window(2)));
+        let gate = windows[first].gate.clone();
+        assert!(gate.is_open() && windows.contains(second));
+        assert_eq!(windows.remove(first).map(|window| window.partition.index), Some(1));
+        assert!(!gate.is_open(), "nothing is sent for a window that is gone");
+        assert!(windows.get(first).is_none() && windows.remove(first).is_none());
+        let third = windows.insert(window(3));
+        assert!(windows.get(first).is_none() && windows.get_mut(first).is_none());
+        assert_eq!(windows[third].partition.index, 3);
+        let names: Vec<WindowId> = windows.iter().map(|(name, _)| name).collect();
+        assert_eq!(names, [third, second], "it has taken the place");
+    }
+}

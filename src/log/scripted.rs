@@ -45,7 +45,8 @@ struct State {
 
 #[derive(Default)]
 struct Kept {
-    records: Vec<Record>,
+    /// With the times at which they were appended.
+    records: Vec<(Record, i64)>,
     epoch: u64,
     lease: Option<LeaseKeeper>,
     checkpoint: Option<Checkpoint>,
@@ -60,10 +61,15 @@ impl ScriptedLog {
 
     /// Puts a record into a partition, as any producer may.
     pub(crate) fn push(&self, partition: &Partition, record: Record) -> u64 {
+        self.push_at(partition, record, jiff::Timestamp::now().as_millisecond())
+    }
+
+    /// As if it had been appended then.
+    pub(crate) fn push_at(&self, partition: &Partition, record: Record, appended_at_ms: i64) -> u64 {
         let offset = {
             let mut state = self.shared.lock();
             let records = &mut state.partitions.entry(partition.clone()).or_default().records;
-            records.push(record);
+            records.push((record, appended_at_ms));
             records.len() as u64 - 1
         };
         self.shared.change();
@@ -117,7 +123,7 @@ impl ScriptedLog {
         lease.expect("the partition is assigned").end();
     }
 
-    /// From now on commits wait, or no longer.
+    /// From now on commits are not answered, or again.
     pub(crate) fn hold_commits(&self, hold: bool) {
         self.shared.lock().holds_commits = hold;
         self.shared.change();
@@ -181,12 +187,15 @@ impl Reader for ScriptedReader {
                     let mut state = self.shared.lock();
                     let records = &state.kept(&self.partition).records;
                     let mut bytes = 0;
-                    for record in records.iter().skip(usize::try_from(self.next).expect("it is a place")) {
+                    for (record, appended_at_ms) in
+                        records.iter().skip(usize::try_from(self.next).expect("it is a place"))
+                    {
                         bytes += record.size();
                         if bytes > max_bytes && !entries.is_empty() {
                             break;
                         }
-                        entries.push(Entry { offset: self.next, record: record.clone() });
+                        let appended_at_ms = Some(*appended_at_ms);
+                        entries.push(Entry { offset: self.next, record: record.clone(), appended_at_ms });
                         self.next += 1;
                     }
                 }
@@ -275,7 +284,7 @@ impl Log for ScriptedLog {
             partition: partition.clone(),
             end: kept.records.len() as u64,
             finished: kept.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.watermark),
-            bytes: kept.records.iter().map(|record| record.size() as u64).sum(),
+            bytes: kept.records.iter().map(|(record, _)| record.size() as u64).sum(),
         };
         state.partitions.iter().map(depth).collect()
     }

@@ -86,6 +86,7 @@ impl Envelope {
         made_id: &TaskId,
         accepted_at: Timestamp,
     ) -> Result<Self, Refusal> {
+        rules.check_foreign_size(record.value.len())?;
         let task = Task::parse_for(&record.value, rules, accepted_at, target)?;
         let id = task.id.as_ref().unwrap_or(made_id);
         let traceparent = record.headers.get("traceparent").filter(|value| is_traceparent(value));
@@ -268,10 +269,10 @@ mod tests {
         assert_eq!(Envelope::decode(&record), Err(EnvelopeError::Foreign));
     }
 
-    fn check_adopted(body: &'static str, headers: &[(&str, &str)]) -> Result<Envelope, Refusal> {
+    fn check_adopted(body: &str, headers: &[(&str, &str)]) -> Result<Envelope, Refusal> {
         let mut packed = HeadersBuilder::default();
         headers.iter().for_each(|(name, value)| packed.push(name, value.as_bytes()));
-        let record = Record { headers: packed.build(), value: Bytes::from_static(body.as_bytes()) };
+        let record = Record { headers: packed.build(), value: Bytes::copy_from_slice(body.as_bytes()) };
         assert_eq!(Envelope::decode(&record), Err(EnvelopeError::Foreign));
         let late = Late { after: Duration::from_secs(30), action: LateAction::Invalidate };
         let rule = DefaultRule { late: Some(late), max_retries: Some(5), ..DefaultRule::default() };
@@ -305,8 +306,11 @@ mod tests {
 
     #[test]
     fn record_of_another_producer_is_refused_as_at_the_front_door() {
+        let padding = " ".repeat(1 << 18);
+        let long = format!(r#"{{"type":"simple","command":"DEL","args":["k"]{padding}}}"#);
         let check =
             |body, kind| assert_eq!(check_adopted(body, &[]).map_err(|refusal| refusal.kind), Err(kind), "{body}");
+        check(&long, RefusalKind::ValidationFailed);
         check("", RefusalKind::MalformedJson);
         check("[]", RefusalKind::MalformedJson);
         check(r#"{"type":"simple","command":"SET","args":["k"]}"#, RefusalKind::ValidationFailed);

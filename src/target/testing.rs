@@ -249,11 +249,18 @@ fn answers(port: u16, child: &mut Child) -> bool {
             return false;
         }
         if command(port, &[b"PING"]).is_ok() {
-            return true;
+            return !is_of_another(port, child);
         }
         std::thread::sleep(Duration::from_millis(5));
     }
     false
+}
+
+/// Whether the port was taken by another test's server before the child could listen on it.
+fn is_of_another(port: u16, child: &Child) -> bool {
+    let own = format!("process_id:{}\r", child.id());
+    let info = command(port, &[b"INFO", b"server"]);
+    info.is_ok_and(|info| matches!(info, Reply::Bulk(Some(_))) && !info.text().contains(&own))
 }
 
 /// Whether the server on the port answers a `PING` in that time.

@@ -1,6 +1,6 @@
 //! What a task is checked against.
 
-use super::{DefaultRule, Defaults, Task};
+use super::{DefaultRule, Defaults, Refusal, RefusalKind, Task};
 
 /// Limits of admission, as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub struct Config {
     pub max_arg_bytes: usize,
     /// Commands of a pipeline.
     pub max_commands: usize,
+    /// Bytes of a task that did not come through the front door, which has its own bound.
+    pub max_foreign_bytes: usize,
     /// Every key begins with one of these; none: all keys are allowed.
     pub key_prefixes: Vec<String>,
     /// What Redrive's own keys begin with: no key of a task does.
@@ -24,6 +26,7 @@ impl Default for Config {
             max_args: 1024,
             max_arg_bytes: 128 * 1024,
             max_commands: 128,
+            max_foreign_bytes: 256 * 1024,
             key_prefixes: Vec::new(),
             own_prefix: "redrive:".into(),
             lua: LuaPolicy::On,
@@ -60,6 +63,16 @@ impl Rules {
     /// What is said of a task in so far as it does not say it itself.
     pub fn defaults(&self, task: &Task<'_>) -> Defaults {
         if self.defaults.is_empty() { Defaults::default() } else { Defaults::of(task, &self.defaults) }
+    }
+
+    /// What is wrong with a task of that many bytes that did not come through the front door, if it is too long.
+    pub fn check_foreign_size(&self, bytes: usize) -> Result<(), Refusal> {
+        let most = self.config.max_foreign_bytes;
+        if bytes <= most {
+            return Ok(());
+        }
+        let detail = format!("the task has {bytes} bytes, of {most} that are allowed");
+        Err(Refusal { kind: RefusalKind::ValidationFailed, detail, errors: Vec::new() })
     }
 
     pub(super) fn knows_target(&self, name: &str) -> bool {

@@ -593,7 +593,7 @@ fn everything_waits_once_too_many_keys_are_known() {
 fn what_a_checkpoint_leaves_out_is_kept_by_key() {
     let mut rows = Rows::default();
     let [low, high, both] = [1, 2, 3].map(|key| Keys::new([key]));
-    for (keys, offset) in [(&low, 10), (&high, 20), (&both, 10), (&both, 20)] {
+    for (keys, offset) in [(&high, 20), (&low, 10), (&both, 20), (&both, 10)] {
         assert!(rows.may_run(keys, ReplayKind::Overwrite));
         rows.finished(keys, ReplayKind::Overwrite, offset);
     }
@@ -609,6 +609,12 @@ fn what_a_checkpoint_leaves_out_is_kept_by_key() {
     rows.seal();
     rows.checkpointed(Some(21));
     assert!(rows.may_run(&high, ReplayKind::Other) && rows.may_run(&Keys::Barrier, ReplayKind::Other));
+
+    // What finishes later may lie below.
+    rows.finished(&low, ReplayKind::Overwrite, 15);
+    rows.seal();
+    rows.checkpointed(Some(18));
+    assert!(rows.may_run(&low, ReplayKind::Other));
 
     rows.finished(&Keys::Barrier, ReplayKind::Other, 30);
     rows.finished(&low, ReplayKind::Overwrite, 22);

@@ -24,6 +24,30 @@ async fn record_of_another_producer_is_made_like_any_other() {
     assert_eq!(ids, ["default.normal:2:3"], "it is named by where it is");
 }
 
+/// As old as its log says: a time to live counts from then.
+#[tokio::test]
+async fn record_of_another_producer_was_accepted_when_it_was_appended() {
+    let world = World::new(OFTEN);
+    let _owner = world.start(|_| {});
+    let now = Timestamp::now().as_millisecond();
+    let minute = 60_000;
+    for (key, appended_at) in [("new", now), ("old", now - minute), ("ahead", now + minute), ("timeless", -1)] {
+        let body = format!(r#"{{"type":"simple","command":"SET","args":["{key}","1","PX","{minute}"]}}"#);
+        world.put_at(&partition(0), &body, appended_at);
+        let body = format!(r#"{{"type":"simple","command":"SET","args":["{key}:long","1","PX","{}"]}}"#, 2 * minute);
+        world.put_at(&partition(0), &body, appended_at);
+    }
+    world.log.assign(&partition(0));
+    until("all are settled", || world.watermark(&partition(0)) == 8).await;
+    let left = |key: &str| world.redis.cli(&["PTTL", key]).text().parse::<i64>().expect("it is a number");
+    assert_eq!(left("old"), -2, "it was over");
+    assert!((minute / 2..=minute).contains(&left("old:long")));
+    for key in ["new", "ahead", "timeless"] {
+        assert!((minute / 2..=minute).contains(&left(key)), "{key}");
+        assert!((minute..=2 * minute).contains(&left(&format!("{key}:long"))), "{key}");
+    }
+}
+
 #[tokio::test]
 async fn what_is_refused_is_a_dead_letter_with_its_bytes_and_stops_nothing() {
     let world = World::new(OFTEN);
@@ -76,7 +100,7 @@ async fn unknown_target_is_held_and_not_dead() {
     until_async("it is counted as held", async || owner.overview().await.held == 1).await;
     let first = owner.overview().await.partitions[0].first.clone().expect("it is unfinished");
     assert_eq!(first.1, WaitState::Held);
-    let waiting = owner.find("default.normal:0:0").await.expect("it waits");
+    let waiting = owner.find("held-1").await.expect("it waits");
     assert_eq!(waiting.state, WaitState::Held);
     assert!(waiting.held_by.is_some_and(|reason| reason.contains("not configured")));
 }

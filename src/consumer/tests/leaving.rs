@@ -61,8 +61,8 @@ async fn late_result_does_not_touch_the_window_that_took_the_place() {
     let owner = world.start(|config| config.revoke_bound = Duration::from_millis(50));
     world.assign_and_warm_up(&partition(0)).await;
     world.redis.cli(&["CLIENT", "PAUSE", "60000", "WRITE"]);
-    world.submit(&partition(0), &set("k", "of the old one"));
-    until("it is on its way", || world.clients("set") == 1).await;
+    world.submit(&partition(0), &count("k"));
+    until("it is on its way", || world.clients("incr") == 1).await;
     // Now it cannot even be cut off.
     world.redis.stop();
     given_up(world.log.revoke(&partition(0))).await;
@@ -87,26 +87,25 @@ async fn nothing_is_sent_or_written_down_after_a_partition_was_lost() {
     let world = World::new(OFTEN);
     let owner = world.start(|_| {});
     world.assign_and_warm_up(&partition(0)).await;
-    let before = world.state(&partition(0)).map(|(watermark, _)| watermark);
     world.redis.cli(&["CLIENT", "PAUSE", "60000", "WRITE"]);
-    world.submit(&partition(0), &set("k", "first"));
-    world.submit(&partition(0), &set("k", "second"));
-    until("the first is on its way", || world.clients("set") == 1).await;
+    world.submit(&partition(0), &count("k"));
+    world.submit(&partition(0), &count("k"));
+    until("the first is on its way", || world.clients("incr") == 1).await;
     world.log.lose(&partition(0));
-    until("its connection is cut", || world.clients("set") == 0).await;
-    let commits = world.log.commits(&partition(0));
+    until("its connection is cut", || world.clients("incr") == 0).await;
+    let (commits, checkpoint) = (world.log.commits(&partition(0)), world.log.checkpoint(&partition(0)));
     world.redis.cli(&["CLIENT", "UNPAUSE"]);
 
     world.assign_and_warm_up(&partition(1)).await;
     assert_eq!(world.get("k"), "", "neither was done");
     assert_eq!(world.log.commits(&partition(0)), commits);
-    assert_eq!(world.state(&partition(0)).map(|(watermark, _)| watermark), before);
+    assert_eq!(world.log.checkpoint(&partition(0)), checkpoint);
     assert_eq!(owner.partitions().await, [1]);
 
     // It comes back to the same process, which is not cut off from itself.
     world.log.assign(&partition(0));
     until("both are done", || world.watermark(&partition(0)) == 3).await;
-    assert_eq!(world.get("k"), "second");
+    assert_eq!(world.get("k"), "2");
     world.submit(&partition(1), &set("other", "1"));
     until("the other partition goes on", || world.get("other") == "1").await;
 }
@@ -129,6 +128,27 @@ async fn what_was_not_written_down_is_not_taken_for_a_repetition() {
     world.redis.cli(&["MSET", "k:0", "0", "k:1", "0", "k:2", "0"]);
     world.log.assign(&partition(0));
     until("they are applied again", || world.get_all(keys()) == ["1", "1", "1"]).await;
+}
+
+/// A checkpoint that is not answered may not keep a partition: there is no other, and it is given up in time.
+#[tokio::test]
+async fn unanswered_checkpoint_holds_nothing_up() {
+    let world = World::new(OFTEN);
+    let owner = world.start(|config| config.revoke_bound = Duration::from_millis(200));
+    world.assign_and_warm_up(&partition(0)).await;
+    world.log.hold_commits(true);
+    let before = world.log.checkpoint(&partition(0));
+    world.submit(&partition(0), &set("k", "1"));
+    until("it is applied", || world.get("k") == "1").await;
+    given_up(world.log.revoke(&partition(0))).await;
+    assert_eq!(owner.partitions().await, [0; 0]);
+    assert_eq!(world.log.checkpoint(&partition(0)), before);
+
+    // Nor one that was all there is to do.
+    world.log.hold_commits(false);
+    world.assign_and_warm_up(&partition(1)).await;
+    world.log.hold_commits(true);
+    given_up(world.log.revoke(&partition(1))).await;
 }
 
 #[tokio::test]
@@ -181,7 +201,7 @@ async fn parked_units_go_with_their_partition() {
     assert!(world.get_all((0..5).map(|n| format!("old:{n}"))).iter().all(String::is_empty));
 }
 
-/// A revoked partition of which a dead letter cannot be written is given up all the same, and the task with it.
+/// A process that stops while a partition is being revoked writes its last checkpoint and then gives it up.
 #[tokio::test]
 async fn stopping_gives_up_what_is_being_revoked() {
     let world = World::new(OFTEN);

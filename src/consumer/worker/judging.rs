@@ -95,7 +95,7 @@ impl Worker {
         let window = &mut self.windows[sent.window];
         let entry = window.entry(sent.unit.task);
         let (offset, kind) = (entry.offset, entry.units[sent.unit.unit as usize].kind);
-        window.rows.finished(window.schedule.keys(sent.node), kind, offset);
+        window.note_run(sent.node, kind, offset);
         self.end_unit(sent.window, sent.node, sent.unit, outcome, today);
     }
 

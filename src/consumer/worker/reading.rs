@@ -70,17 +70,21 @@ impl Worker {
     }
 
     /// Takes a record into its window.
-    fn admit(&mut self, id: WindowId, LogEntry { offset, record }: LogEntry, now: Timestamp) {
+    fn admit(&mut self, id: WindowId, entry: LogEntry, now: Timestamp) {
+        let LogEntry { offset, record, appended_at_ms } = entry;
         let partition = &self.windows[id].partition;
         let envelope = match Envelope::decode(&record) {
             Ok(envelope) => envelope,
             Err(EnvelopeError::Foreign) => {
                 let made_id = made_id(partition, offset);
-                let accepted_at = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
+                let accepted_at = appended_at(appended_at_ms, now);
                 match Envelope::adopt(&record, &self.rules, &partition.queue.target, &made_id, accepted_at) {
                     Ok(envelope) => envelope,
                     Err(refusal) => {
-                        let envelope = Envelope::of_unreadable(made_id, accepted_at, record.value);
+                        // One that is refused for good may have an id that belongs to another task's dead letter.
+                        let waits = refusal.kind == RefusalKind::UnknownTarget;
+                        let named = waits.then(|| named_id(&record.value)).flatten();
+                        let envelope = Envelope::of_unreadable(named.unwrap_or(made_id), accepted_at, record.value);
                         return self.refuse(id, offset, envelope, &refusal);
                     }
                 }
@@ -271,10 +275,27 @@ impl Worker {
     }
 }
 
+/// When a record was accepted that does not say so: as its log says, which is the same each time it is read, or now. A
+/// producer's clock may be ahead of ours, or there may be none.
+fn appended_at(milliseconds: Option<i64>, now: Timestamp) -> Timestamp {
+    let now_ms = now.as_millisecond();
+    let appended_ms = milliseconds.filter(|at| *at > 0).map_or(now_ms, |at| at.min(now_ms));
+    Timestamp::from_millisecond(appended_ms).unwrap_or(now)
+}
+
 /// The id of a record that names none: the same each time it is read.
 fn made_id(partition: &Partition, offset: u64) -> TaskId {
     let id = format!("{}:{}:{offset}", partition.queue, partition.index);
     TaskId::parse(&id).expect("a queue's name, dots, colons and digits are an id")
+}
+
+/// The id that a task names which cannot be parsed by the rules of this process.
+fn named_id(value: &[u8]) -> Option<TaskId> {
+    #[derive(serde::Deserialize)]
+    struct Named {
+        id: Option<String>,
+    }
+    TaskId::parse(&serde_json::from_slice::<Named>(value).ok()?.id?).ok()
 }
 
 fn without_units(offset: u64, envelope: Envelope) -> Entry {

@@ -115,7 +115,7 @@ impl Worker {
         entry.open -= dead.len();
         let (open, offset) = (entry.open, entry.offset);
         for (node, kind) in dead {
-            window.rows.finished(window.schedule.keys(node), kind, offset);
+            window.note_run(node, kind, offset);
             window.schedule.finish(node);
         }
         if open == 0 {
@@ -207,8 +207,8 @@ impl Worker {
     pub(super) fn commit(&mut self, due: bool) {
         for (id, window) in self.windows.iter_mut() {
             let waited_for = window.schedule.waiting_len() > 0 || window.rows.want_checkpoint();
-            // What a checkpoint has no room for does not fit into the next one either, unless more has finished.
-            let wanted = window.claim == Claim::Claiming || waited_for && !window.is_cut;
+            // What a checkpoint had no room for does not fit into the next one at once.
+            let wanted = window.claim == Claim::Claiming || waited_for && window.more_to_say;
             let is_due = window.changed && due;
             if window.committing || window.leaving.is_some() || !(is_due || wanted) {
                 continue;
