@@ -28,6 +28,7 @@ use futures_util::{future::BoxFuture, stream::BoxStream};
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod journal;
+pub mod kafka;
 mod lease;
 pub mod memory;
 
@@ -233,6 +234,9 @@ pub struct Checkpoint {
 pub struct Entry {
     pub offset: u64,
     pub record: Record,
+    /// When it was appended, in milliseconds since 1970, where the log knows it: what a record of another producer,
+    /// which says nothing of it, is as old as.
+    pub appended_at_ms: Option<i64>,
 }
 
 /// Reads one assigned partition. Records are pulled, so that a full window stops its own partition only.

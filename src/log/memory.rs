@@ -156,7 +156,7 @@ impl MemoryReader {
             if bytes > max_bytes && !entries.is_empty() {
                 break;
             }
-            entries.push(Entry { offset: self.next, record: record.clone() });
+            entries.push(Entry { offset: self.next, record: record.clone(), appended_at_ms: None });
             self.next += 1;
         }
         if entries.is_empty() && state.closed { Err(ReadError::Closed) } else { Ok(entries) }
@@ -246,7 +246,7 @@ impl Log for MemoryLog {
         };
         let count = records.iter().rev().take(max_records).take_while(fits).count();
         let first = records.len() - count;
-        let entry = |(offset, record): (u64, &Record)| Entry { offset, record: record.clone() };
+        let entry = |(offset, record): (u64, &Record)| Entry { offset, record: record.clone(), appended_at_ms: None };
         (first as u64..).zip(&records[first..]).map(entry).for_each(visit);
         Ok(())
     }

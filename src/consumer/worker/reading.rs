@@ -63,7 +63,7 @@ impl Worker {
     }
 
     /// Takes a record into its window.
-    fn admit(&mut self, number: usize, LogEntry { offset, record }: LogEntry, now: Timestamp) {
+    fn admit(&mut self, number: usize, LogEntry { offset, record, .. }: LogEntry, now: Timestamp) {
         let mut envelope = match Envelope::decode(&record) {
             Ok(envelope) => envelope,
             Err(error) => {

@@ -205,7 +205,8 @@ fn entry_of(frame: Frame) -> Option<Entry> {
         return None;
     }
     let Pair { first, second } = Pair::decode(frame.payload)?;
-    Some(Entry { offset: frame.seq, record: Record { headers: Headers::from_packed(first), value: second } })
+    let record = Record { headers: Headers::from_packed(first), value: second };
+    Some(Entry { offset: frame.seq, record, appended_at_ms: None })
 }
 
 fn unavailable(error: io::Error) -> ReadError {

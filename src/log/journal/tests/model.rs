@@ -246,7 +246,7 @@ impl Case {
     }
 
     fn see(&mut self, entry: &Entry) -> Verdict {
-        let Entry { offset, record } = entry;
+        let Entry { offset, record, .. } = entry;
         let known = self.acknowledged.get(offset).or(self.seen.get(offset));
         if known.is_some_and(|known| *known != record.value) {
             return Err(format!("number {offset} is another record than before"));
