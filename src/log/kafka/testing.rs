@@ -35,6 +35,8 @@ pub struct Setup {
 /// Where a broker is going to be.
 #[derive(Clone, Debug)]
 pub struct Place {
+    /// The first is the controller too.
+    pub node: u16,
     pub dir: PathBuf,
     pub port: u16,
     pub controller_port: u16,
@@ -73,7 +75,7 @@ impl Kafka {
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Kafka> = OnceLock::new();
         SHARED.get_or_init(|| {
-            let broker = Self::started(&|_| Setup::default(), None);
+            let broker = Self::started(&first, &|_| Setup::default(), None);
             remove_with_the_process(&broker.place.dir);
             broker
         })
@@ -81,33 +83,36 @@ impl Kafka {
 
     /// A broker to stop, to kill, or to set up in some way. There is one at a time beside the shared one.
     pub fn start() -> Self {
-        // After a kill it waits until its former self is given up: nine seconds, if nothing is said.
-        let properties = ["broker.session.timeout.ms=2000", "broker.heartbeat.interval.ms=500"].map(str::to_owned);
-        Self::start_with(|_| Setup { properties: properties.to_vec(), ..Setup::default() })
+        Self::start_with(|_| fast_failover())
     }
 
     pub fn start_with(setup: impl Fn(&Place) -> Setup) -> Self {
-        Self::started(&setup, Some(Turn::wait()))
+        Self::started(&first, &setup, Some(Turn::wait()))
     }
 
-    fn started(setup: &dyn Fn(&Place) -> Setup, turn: Option<Turn>) -> Self {
+    /// A second broker of the same cluster, without a vote in it.
+    pub fn start_beside(&self) -> Self {
+        let place =
+            |dir: &TempDir| Place { node: 2, dir: dir.path().to_owned(), port: free_port(), ..self.place.clone() };
+        Self::started(&place, &|_| fast_failover(), None)
+    }
+
+    fn started(place: &dyn Fn(&TempDir) -> Place, setup: &dyn Fn(&Place) -> Setup, turn: Option<Turn>) -> Self {
         let dir =
             tempfile::Builder::new().prefix("redrive-kafka-").tempdir().expect("a temporary directory can be made");
         // Another process may take a port between asking for it and listening: then others are tried.
         for _ in 0..5 {
-            let (port, controller_port) = (free_port(), free_port());
-            let place = Place { dir: dir.path().to_owned(), port, controller_port };
+            let place = place(&dir);
             format(&place, &setup(&place));
             let mut child = spawn(&place);
             if comes_up(&place, &mut child) {
                 return Self { child, place, _dir: dir, _turn: turn };
             }
             if !log_of(&place).contains("Address already in use") {
-                break;
+                panic!("Kafka does not start:\n{}", log_of(&place));
             }
         }
-        let place = Place { dir: dir.path().to_owned(), port: 0, controller_port: 0 };
-        panic!("Kafka does not start:\n{}", log_of(&place));
+        panic!("Kafka does not start: other processes take the ports that it is given");
     }
 
     /// Where clients connect.
@@ -166,9 +171,25 @@ impl Kafka {
 
     /// Makes a topic and waits until each of its partitions has a leader.
     pub fn create_topic(&self, name: &str, partitions: u16, configs: &[(&str, &str)]) {
+        let mut body = Body::default();
+        body.i32(i32::from(partitions)).i16(1).i32(0);
+        self.create(name, partitions, &body, configs);
+    }
+
+    /// Makes a topic of one partition on these nodes, the first of which leads it.
+    pub fn create_topic_on(&self, name: &str, nodes: &[u16], configs: &[(&str, &str)]) {
+        let mut body = Body::default();
+        body.i32(-1).i16(-1).i32(1).i32(0).i32(nodes.len() as i32);
+        for node in nodes {
+            body.i32(i32::from(*node));
+        }
+        self.create(name, 1, &body, configs);
+    }
+
+    fn create(&self, name: &str, partitions: u16, placement: &Body, configs: &[(&str, &str)]) {
         // CreateTopics 4
         let mut body = Body::default();
-        body.i32(1).string(name).i32(i32::from(partitions)).i16(1).i32(0).i32(configs.len() as i32);
+        body.i32(1).string(name).bytes(&placement.0).i32(configs.len() as i32);
         for (name, value) in configs {
             body.string(name).string(value);
         }
@@ -229,6 +250,17 @@ impl Drop for Kafka {
     }
 }
 
+/// A broker that died is given up after two seconds, also by itself when it starts again: else it would be nine.
+fn fast_failover() -> Setup {
+    let properties = ["broker.session.timeout.ms=2000", "broker.heartbeat.interval.ms=500"];
+    Setup { properties: properties.map(str::to_owned).to_vec(), ..Setup::default() }
+}
+
+/// A place for a cluster of one.
+fn first(dir: &TempDir) -> Place {
+    Place { node: 1, dir: dir.path().to_owned(), port: free_port(), controller_port: free_port() }
+}
+
 /// A name for a topic or a group that no other test has.
 pub fn unique(name: &str) -> String {
     format!("{name}-{:08x}", fastrand::u32(..))
@@ -254,13 +286,17 @@ fn free_port() -> u16 {
 
 /// Writes what a broker reads when it starts.
 fn format(place: &Place, setup: &Setup) {
-    let Place { dir, port, controller_port } = place;
+    let Place { node, dir, port, controller_port } = place;
+    let (roles, controller) = match node {
+        1 => ("broker,controller", format!(",CONTROLLER://127.0.0.1:{controller_port}")),
+        _ => ("broker", String::new()),
+    };
     let data = dir.join("data");
     let mut properties = format!(
-        "process.roles=broker,controller\n\
-         node.id=1\n\
+        "process.roles={roles}\n\
+         node.id={node}\n\
          controller.quorum.voters=1@127.0.0.1:{controller_port}\n\
-         listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}\n\
+         listeners=PLAINTEXT://127.0.0.1:{port}{controller}\n\
          advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
          listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
          controller.listener.names=CONTROLLER\n\
@@ -291,7 +327,7 @@ fn format(place: &Place, setup: &Setup) {
             let path = entry.expect("it can be read").path();
             std::fs::copy(&path, data.join(path.file_name().expect("it is a file"))).expect("it can be copied");
         }
-        return;
+        return rename_node(&data, *node);
     }
     let output = java()
         .args(["kafka.tools.StorageTool", "format", "-t", "cmVkcml2ZS10ZXN0cy0xMg", "-c"])
@@ -300,6 +336,23 @@ fn format(place: &Place, setup: &Setup) {
         .output()
         .expect("java is installed");
     assert!(output.status.success(), "the data is not formatted: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Makes a copied data directory that of another node.
+fn rename_node(data: &Path, node: u16) {
+    if node == 1 {
+        return;
+    }
+    let file = data.join("meta.properties");
+    let text = std::fs::read_to_string(&file).expect("it was copied");
+    // A directory's id is sixteen bytes in base64, which has digits.
+    let id = format!("{:021}A", fastrand::u64(..));
+    let rename = |line: &str| match line.split_once('=') {
+        Some(("node.id", _)) => format!("node.id={node}\n"),
+        Some(("directory.id", _)) => format!("directory.id={id}\n"),
+        _ => format!("{line}\n"),
+    };
+    std::fs::write(&file, text.lines().map(rename).collect::<String>()).expect("the directory is ours");
 }
 
 /// `java` up to the main class. It dies with the thread that starts it.
@@ -366,7 +419,7 @@ fn comes_up(place: &Place, child: &mut Child) -> bool {
         if child.try_wait().expect("the child is ours to wait for").is_some() {
             return false;
         }
-        if metadata(place.port, None).is_ok_and(|found| found.brokers > 0) {
+        if metadata(place.port, None).is_ok_and(|found| found.brokers >= i32::from(place.node)) {
             return true;
         }
         std::thread::sleep(Duration::from_millis(20));
