@@ -28,6 +28,7 @@ use futures_util::{future::BoxFuture, stream::BoxStream};
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod journal;
+pub mod kafka;
 mod lease;
 pub mod memory;
 

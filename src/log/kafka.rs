@@ -1,0 +1,6 @@
+//! Kafka as a log.
+
+mod admin;
+mod config;
+mod security;
+mod wire;
