@@ -226,7 +226,7 @@ mod tests {
         let MemberView { targets, owned, generation, .. } = view();
         let words = encode_subscription(&targets, &owned, generation);
         let mut golden = BytesMut::new();
-        golden.put_slice(b"\x00\x02\x00\x00\x00\x02\x00\x01q\x00\x06q.high\x00\x00\x00\x5f");
+        golden.put_slice(b"\x00\x02\x00\x00\x00\x02\x00\x01q\x00\x06q.high\x00\x00\x00\x63");
         golden.put_slice(br#"{"v":1,"targets":[{"name":"default","fingerprint":"redis:6379/0","topics":[["q",3],["q.high",3]]}]}"#);
         golden.put_slice(b"\x00\x00\x00\x02\x00\x01q\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x02");
         golden.put_slice(b"\x00\x06q.high\x00\x00\x00\x01\x00\x00\x00\x01\x00\x00\x00\x07");
@@ -240,7 +240,7 @@ mod tests {
         let words = encode_assignment(&partitions(), std::slice::from_ref(&conflict));
         let mut golden = BytesMut::new();
         golden.put_slice(b"\x00\x02\x00\x00\x00\x02\x00\x01q\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x02");
-        golden.put_slice(b"\x00\x06q.high\x00\x00\x00\x01\x00\x00\x00\x01\x00\x00\x00\x3b");
+        golden.put_slice(b"\x00\x06q.high\x00\x00\x00\x01\x00\x00\x00\x01\x00\x00\x00\x3d");
         golden.put_slice(br#"{"v":1,"conflicts":[{"target":"a","fingerprints":["x","y"]}]}"#);
         assert_eq!(words, golden.freeze());
         assert_eq!(decode_assignment(words), Ok((partitions(), vec![conflict])));
