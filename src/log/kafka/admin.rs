@@ -420,3 +420,6 @@ pub(super) fn group_id(config: &Config) -> GroupId {
 pub(super) fn milliseconds(duration: Duration) -> i32 {
     i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -393,3 +393,6 @@ impl Connection {
         WireError::Malformed { broker: self.broker.clone(), call, reason }
     }
 }
+
+#[cfg(test)]
+mod tests;
