@@ -251,9 +251,10 @@ impl Admin {
                 brokers: cluster.brokers.len(),
                 replication: partitions.values().map(|replicas| replicas.count).min().unwrap_or(0),
                 configs: described.filter(|result| result.error_code == 0).map(|result| {
-                    let pairs = result.configs.iter().map(|config| {
-                        (config.name.as_str(), config.value.as_ref().map_or("", |value| value.as_str()))
-                    });
+                    let pairs = result
+                        .configs
+                        .iter()
+                        .map(|config| (config.name.as_str(), config.value.as_ref().map_or("", |value| value.as_str())));
                     pairs.collect()
                 }),
             };
@@ -277,18 +278,20 @@ impl Admin {
                 At::Latest => -1,
                 At::Time(time) => time,
             };
-            by_leader.entry(leader).or_default().push(
-                ListOffsetsPartition::default().with_partition_index(index).with_timestamp(timestamp),
-            );
+            by_leader
+                .entry(leader)
+                .or_default()
+                .push(ListOffsetsPartition::default().with_partition_index(index).with_timestamp(timestamp));
         }
         let mut offsets = BTreeMap::new();
         for (leader, partitions) in by_leader {
             let request = ListOffsetsRequest::default().with_replica_id(BrokerId(-1)).with_topics(vec![
                 ListOffsetsTopic::default().with_name(topic_name(topic)).with_partitions(partitions),
             ]);
-            let address = cluster.brokers.get(&leader).ok_or_else(|| {
-                AdminError::refused(format!("{topic}"), ResponseError::LeaderNotAvailable, None)
-            })?;
+            let address = cluster
+                .brokers
+                .get(&leader)
+                .ok_or_else(|| AdminError::refused(format!("{topic}"), ResponseError::LeaderNotAvailable, None))?;
             let answer = self.ask(address, &request, self.config.request_timeout).await?;
             for partition in answer.topics.into_iter().flat_map(|topic| topic.partitions) {
                 if let Some(error) = ResponseError::try_from_code(partition.error_code) {
@@ -324,8 +327,7 @@ impl Admin {
         let coordinator = self.coordinator().await?;
         let topics =
             vec![OffsetFetchRequestTopic::default().with_name(topic_name(topic)).with_partition_indexes(partitions)];
-        let request =
-            OffsetFetchRequest::default().with_group_id(group_id(&self.config)).with_topics(Some(topics));
+        let request = OffsetFetchRequest::default().with_group_id(group_id(&self.config)).with_topics(Some(topics));
         let answer = self.ask(&coordinator, &request, self.config.request_timeout).await?;
         if let Some(error) = ResponseError::try_from_code(answer.error_code) {
             return Err(AdminError::refused(format!("group {}", self.config.group), error, None));

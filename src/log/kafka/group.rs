@@ -57,8 +57,15 @@ pub(super) enum Event {
         lease: Lease,
     },
     /// Finish, commit, and drop `done`. After two thirds of the rebalance timeout the partition is lost.
-    Revoking { topic: Arc<str>, partition: i32, done: oneshot::Sender<()> },
-    Lost { topic: Arc<str>, partition: i32 },
+    Revoking {
+        topic: Arc<str>,
+        partition: i32,
+        done: oneshot::Sender<()>,
+    },
+    Lost {
+        topic: Arc<str>,
+        partition: i32,
+    },
 }
 
 /// What the task is asked.

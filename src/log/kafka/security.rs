@@ -7,8 +7,8 @@ use std::{
     sync::Arc,
 };
 
-use rskafka::client as rskafka_client;
 use rsasl::prelude::{SASLClient, SASLConfig, SASLError};
+use rskafka::client as rskafka_client;
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{
@@ -103,8 +103,7 @@ impl Login {
         if password.is_empty() {
             return Err(SecurityError::NoPassword { path: path.clone() });
         }
-        let login =
-            Self { mechanism: sasl.mechanism, username: sasl.username.clone(), password: password.to_owned() };
+        let login = Self { mechanism: sasl.mechanism, username: sasl.username.clone(), password: password.to_owned() };
         login.client()?;
         Ok(login)
     }
@@ -131,8 +130,9 @@ fn client_config(tls: &Tls) -> Result<Arc<ClientConfig>, SecurityError> {
         }
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder =
-        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?.with_root_certificates(roots);
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots);
     let config = match (&tls.cert_file, &tls.key_file) {
         (Some(chain), Some(key)) => builder.with_client_auth_cert(certificates(chain)?, private_key(key)?)?,
         (None, None) => builder.with_no_client_auth(),

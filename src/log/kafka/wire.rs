@@ -183,7 +183,8 @@ impl Dialer {
 
     async fn connect_unbounded(&self, address: &Address) -> Result<Connection, WireError> {
         let broker = address.to_string();
-        let unreachable = |error: io::Error| WireError::Unreachable { broker: broker.clone(), reason: error.to_string() };
+        let unreachable =
+            |error: io::Error| WireError::Unreachable { broker: broker.clone(), reason: error.to_string() };
         let tcp = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(unreachable)?;
         tcp.set_nodelay(true).map_err(unreachable)?;
         let stream: Box<dyn Stream> = match self.security.tls() {
@@ -299,8 +300,7 @@ impl Connection {
         self.stream.read_exact(&mut length).await?;
         let bytes = usize::try_from(i32::from_be_bytes(length)).unwrap_or(usize::MAX);
         if bytes > MAX_FRAME_BYTES {
-            let kind =
-                if length[0] == TLS_ALERT { io::ErrorKind::Unsupported } else { io::ErrorKind::InvalidData };
+            let kind = if length[0] == TLS_ALERT { io::ErrorKind::Unsupported } else { io::ErrorKind::InvalidData };
             return Err(io::Error::new(kind, format!("an answer of {bytes} bytes, which is not read")));
         }
         let mut frame = BytesMut::zeroed(bytes);
@@ -314,8 +314,8 @@ impl Connection {
         if header.correlation_id != self.last_id {
             return Err(self.malformed(C::NAME, "it answers another question".to_owned()));
         }
-        let body = C::Answer::decode(&mut answer, C::VERSION)
-            .map_err(|error| self.malformed(C::NAME, error.to_string()))?;
+        let body =
+            C::Answer::decode(&mut answer, C::VERSION).map_err(|error| self.malformed(C::NAME, error.to_string()))?;
         if answer.has_remaining() {
             return Err(self.malformed(C::NAME, format!("{} bytes too many", answer.remaining())));
         }
@@ -353,8 +353,7 @@ impl Connection {
         let mut heard: Option<Bytes> = None;
         loop {
             let mut said = Vec::new();
-            let state =
-                session.step(heard.as_deref(), &mut said).map_err(|error| self.refused(error.to_string()))?;
+            let state = session.step(heard.as_deref(), &mut said).map_err(|error| self.refused(error.to_string()))?;
             if state.has_sent_message() {
                 let request = SaslAuthenticateRequest::default().with_auth_bytes(said.into());
                 let answer = self.call(&request, within).await?;

@@ -217,7 +217,11 @@ impl Topic<'_> {
         (kept < wanted).then(|| {
             self.finding(
                 FindingCode::RetentionShort,
-                format!("tasks are deleted after {} h, done or not; kafka.retention asks for {} h", hours(kept), hours(wanted)),
+                format!(
+                    "tasks are deleted after {} h, done or not; kafka.retention asks for {} h",
+                    hours(kept),
+                    hours(wanted)
+                ),
                 self.set("retention.ms", &wanted.as_millis().to_string()),
             )
         })

@@ -123,11 +123,7 @@ fn claims(members: &[&MemberView]) -> BTreeMap<TopicPartition, Vec<usize>> {
     claims
 }
 
-fn units(
-    members: &[&MemberView],
-    targets: Vec<Target>,
-    claims: &BTreeMap<TopicPartition, Vec<usize>>,
-) -> Vec<Unit> {
+fn units(members: &[&MemberView], targets: Vec<Target>, claims: &BTreeMap<TopicPartition, Vec<usize>>) -> Vec<Unit> {
     let mut units = Vec::new();
     for target in targets {
         let count = target.topics.values().copied().max().unwrap_or(0);
@@ -302,7 +298,8 @@ mod tests {
 
     #[test]
     fn member_gets_only_targets_that_it_knows() {
-        let mut members = [member("1", vec![target("a", "x", 3), target("b", "y", 3)]), member("2", vec![target("b", "y", 3)])];
+        let mut members =
+            [member("1", vec![target("a", "x", 3), target("b", "y", 3)]), member("2", vec![target("b", "y", 3)])];
         let plan = settle(&mut members);
         assert!(plan.assignments["2"].iter().all(|partition| partition.topic.starts_with('b')));
         assert_eq!(loads(&plan), [3, 3]);

@@ -113,8 +113,7 @@ impl Holdings {
 
     /// The consumer has given up what it was asked for.
     pub(super) fn drained(&mut self, partition: &TopicPartition, epoch: Epoch) {
-        let is_draining =
-            |holding: &Holding| holding.epoch == epoch && matches!(holding.stage, Stage::Draining { .. });
+        let is_draining = |holding: &Holding| holding.epoch == epoch && matches!(holding.stage, Stage::Draining { .. });
         if self.owned.get(partition).is_some_and(is_draining) {
             self.give_up(partition);
         }

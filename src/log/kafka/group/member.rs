@@ -135,7 +135,10 @@ pub(super) enum OffsetsAnswer {
 #[derive(Debug)]
 pub(super) enum Output {
     Change(Change),
-    Committed { id: CommitId, result: Result<(), CommitError> },
+    Committed {
+        id: CommitId,
+        result: Result<(), CommitError>,
+    },
     /// What members mean differently, all of it; empty when they agree again.
     Conflicts(Vec<Conflict>),
 }
@@ -144,10 +147,17 @@ pub(super) enum Output {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::log::kafka) enum Standing {
     /// On its way in; for how long and why, where something is in the way.
-    Outside { problem: Option<String> },
-    Member { generation: i32, partitions: usize },
+    Outside {
+        problem: Option<String>,
+    },
+    Member {
+        generation: i32,
+        partitions: usize,
+    },
     /// Not to be mended by this process.
-    Failed { reason: String },
+    Failed {
+        reason: String,
+    },
     Left,
 }
 
@@ -339,9 +349,8 @@ impl Member {
         let metadata = subscription::encode_subscription(&targets, self.holdings.claim(), self.identity.generation);
         self.phase = Phase::Joining;
         self.must_rejoin = false;
-        let protocol = JoinGroupRequestProtocol::default()
-            .with_name(StrBytes::from_static_str(PROTOCOL))
-            .with_metadata(metadata);
+        let protocol =
+            JoinGroupRequestProtocol::default().with_name(StrBytes::from_static_str(PROTOCOL)).with_metadata(metadata);
         Some(Question::Join(
             JoinGroupRequest::default()
                 .with_group_id(self.settings.group.clone())

@@ -74,11 +74,7 @@ pub(super) enum WordsError {
     Malformed { reason: String },
 }
 
-pub(super) fn encode_subscription(
-    targets: &[TargetView],
-    owned: &BTreeSet<TopicPartition>,
-    generation: i32,
-) -> Bytes {
+pub(super) fn encode_subscription(targets: &[TargetView], owned: &BTreeSet<TopicPartition>, generation: i32) -> Bytes {
     let data = SubscriptionData {
         v: USER_DATA_VERSION,
         targets: targets
@@ -227,7 +223,9 @@ mod tests {
         let words = encode_subscription(&targets, &owned, generation);
         let mut golden = BytesMut::new();
         golden.put_slice(b"\x00\x02\x00\x00\x00\x02\x00\x01q\x00\x06q.high\x00\x00\x00\x63");
-        golden.put_slice(br#"{"v":1,"targets":[{"name":"default","fingerprint":"redis:6379/0","topics":[["q",3],["q.high",3]]}]}"#);
+        golden.put_slice(
+            br#"{"v":1,"targets":[{"name":"default","fingerprint":"redis:6379/0","topics":[["q",3],["q.high",3]]}]}"#,
+        );
         golden.put_slice(b"\x00\x00\x00\x02\x00\x01q\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x02");
         golden.put_slice(b"\x00\x06q.high\x00\x00\x00\x01\x00\x00\x00\x01\x00\x00\x00\x07");
         assert_eq!(words, golden.freeze());

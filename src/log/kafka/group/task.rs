@@ -11,11 +11,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{
-    FutureExt, StreamExt,
-    future::BoxFuture,
-    stream::FuturesUnordered,
-};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until, timeout},
@@ -41,10 +37,13 @@ use crate::log::{
 /// A consumer that takes nothing for so many rebalance timeouts is stuck.
 const STUCK_AFTER: u32 = 2;
 
+/// A question on its way. Its connection comes back with the answer, if it is of more use.
+type Asking<A> = BoxFuture<'static, (Option<Connection>, Result<A, WireError>)>;
+
 /// A place for one question at a time, and the connection that it goes over.
 struct Lane<A> {
     connection: Option<Connection>,
-    asking: Option<BoxFuture<'static, (Option<Connection>, Result<A, WireError>)>>,
+    asking: Option<Asking<A>>,
 }
 
 impl<A> Lane<A> {
@@ -191,7 +190,11 @@ impl Task {
         let stuck_at = self.untaken_since.map(|since| since + self.stuck_after());
         // While a question is on its way to some broker, its answer wakes.
         let look_at = self.asking_admin.is_none().then_some(self.look_at_topics_at);
-        [self.member.next_tick(now), look_at, stuck_at].into_iter().flatten().min().unwrap_or(now + self.config.metadata_refresh)
+        [self.member.next_tick(now), look_at, stuck_at]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(now + self.config.metadata_refresh)
     }
 
     fn stuck_after(&self) -> Duration {

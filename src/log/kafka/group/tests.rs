@@ -19,6 +19,8 @@ use crate::log::{
     },
 };
 
+mod scripted;
+
 /// What a machine that has much else to do may take.
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -418,7 +420,11 @@ async fn coordinator_that_restarts_keeps_its_member() {
     let mut kafka = Kafka::start();
     let name = unique("restart");
     kafka.create_topic(&name, 2, &[]);
-    let patient = Config { session_timeout: Duration::from_secs(60), rebalance_timeout: Duration::from_secs(120), ..config(&kafka, &name) };
+    let patient = Config {
+        session_timeout: Duration::from_secs(60),
+        rebalance_timeout: Duration::from_secs(120),
+        ..config(&kafka, &name)
+    };
     let mut member = Joined::join(patient, vec![topic(&name)]);
     let assigned = member.assigned(2).await;
     assert_eq!(member.commit(&assigned[0], 5, "before").await, Ok(()));

@@ -335,10 +335,7 @@ fn rule_4_forgotten_member_has_lost_all_and_is_a_new_one() {
         let mut scene = Scene::holding(&[0, 1]);
         scene.commit(1, 5, 1);
         scene.beat(error);
-        assert_eq!(
-            scene.heard(),
-            [Heard::Lost(0), Heard::Lost(1), Heard::Refused(1, CommitError::EpochOver)]
-        );
+        assert_eq!(scene.heard(), [Heard::Lost(0), Heard::Lost(1), Heard::Refused(1, CommitError::EpochOver)]);
         assert!(!scene.has_lease(0));
         scene.commit(0, 6, 2);
         assert_eq!(scene.heard(), [Heard::Refused(2, CommitError::EpochOver)]);
@@ -513,8 +510,7 @@ fn rule_7_offset_that_cannot_be_read_now_is_asked_for_again() {
     scene.join_with_new_id();
     scene.sync(&[0]);
     assert!(matches!(scene.offsets_question(), Some(OffsetsQuestion::Fetch(_))));
-    let refusal =
-        OffsetFetchResponse::default().with_error_code(ResponseError::CoordinatorLoadInProgress.code());
+    let refusal = OffsetFetchResponse::default().with_error_code(ResponseError::CoordinatorLoadInProgress.code());
     scene.member.answered_offsets(Ok(OffsetsAnswer::Fetch(refusal)), scene.now);
     scene.pass(SECOND);
     scene.member.coordinator_found();
@@ -614,9 +610,10 @@ fn leader_gives_to_all_and_newcomers_get_what_is_free() {
     let mine = request.protocols[0].metadata.clone();
     let targets = subscription::decode_subscription("m1", mine.clone()).expect("our own").targets;
     let others = subscription::encode_subscription(&targets, &set(&[]), -1);
-    let members = [("m1", mine), ("m2", others), ("foreign", bytes::Bytes::from_static(b"\x00\x09"))].map(|(id, words)| {
-        JoinGroupResponseMember::default().with_member_id(StrBytes::from_static_str(id)).with_metadata(words)
-    });
+    let members =
+        [("m1", mine), ("m2", others), ("foreign", bytes::Bytes::from_static(b"\x00\x09"))].map(|(id, words)| {
+            JoinGroupResponseMember::default().with_member_id(StrBytes::from_static_str(id)).with_metadata(words)
+        });
     scene.answer_join(|answer| answer.with_leader(StrBytes::from_static_str("m1")).with_members(members.to_vec()));
     let assignments: BTreeMap<String, usize> = scene
         .sync_question()
