@@ -83,6 +83,19 @@ impl Fetcher {
         Ok(self.hand_out(max_bytes))
     }
 
+    /// The next entries below `end`; none when there are no more.
+    pub(super) async fn next_below(&mut self, end: u64) -> Result<Option<Vec<Entry>>, ReadError> {
+        while self.held.is_empty() {
+            if self.cursor.next.is_some_and(|next| next >= end) {
+                return Ok(None);
+            }
+            let entries = self.fetch(FETCH_BYTES).await;
+            let entries = entries.map_err(|failure| ReadError::Unavailable { reason: failure.to_string() })?;
+            self.held.extend(entries.into_iter().filter(|entry| entry.offset < end));
+        }
+        Ok(Some(self.held.drain(..).collect()))
+    }
+
     /// What the next answer brings.
     async fn fetch(&mut self, max_bytes: usize) -> Result<Vec<Entry>, Failure> {
         let fetching = self.fetching.get_or_insert_with(|| {

@@ -2,7 +2,7 @@
 //!
 //! Each partition has an outbox and a task, a *sender*. One request of a partition is in flight at a time, so that
 //! its records keep their order; what comes meanwhile goes with the next one, so that batches grow with the load and
-//! nobody waits for a clock. Every append is answered within `produce_timeout` of its arrival, whatever happens:
+//! nobody waits for a clock. Every append is answered by its deadline, `produce_timeout` after its arrival, whatever happens:
 //!
 //! | what happens | answer |
 //! |---|---|
@@ -89,14 +89,18 @@ impl Producer {
         Self { shared }
     }
 
-    /// Appends records to a topic, each to the partition that its ordering key chooses; answers where they are, in their
+    /// Appends records to a topic until a deadline, each to the partition that its ordering key chooses; answers where they are, in their
     /// order. Those of one partition lie next to each other, as far as no other producer comes between.
     ///
     /// # Cancellation
     ///
     /// Dropping the future takes nothing back.
-    pub(super) async fn append(&self, topic: &str, records: Vec<NewRecord>) -> Result<Vec<Position>, AppendError> {
-        let deadline = Instant::now() + self.shared.config.produce_timeout;
+    pub(super) async fn append(
+        &self,
+        topic: &str,
+        records: Vec<NewRecord>,
+        deadline: Instant,
+    ) -> Result<Vec<Position>, AppendError> {
         if self.shared.closing.is_cancelled() {
             return Err(AppendError::Closed);
         }
@@ -178,6 +182,16 @@ impl Producer {
     /// How many partitions a topic has, as heard last.
     pub(super) fn partitions(&self, topic: &str) -> Option<u32> {
         self.shared.topics.known(topic)
+    }
+
+    /// The same; where it is not known, as heard anew. Waits as long as that takes.
+    pub(super) async fn count(&self, topic: &str) -> Option<u32> {
+        self.shared.topics.count(topic).await
+    }
+
+    /// Why nothing came of an append.
+    pub(super) fn reason(&self) -> String {
+        self.shared.trouble.reason()
     }
 
     /// Takes no more records, and waits until what was taken is answered: little longer than `produce_timeout`.

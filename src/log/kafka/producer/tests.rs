@@ -41,8 +41,12 @@ impl Bench {
     }
 
     async fn append(&self, key: &str, value: impl Into<Bytes>) -> Result<Position, AppendError> {
-        let appended = self.producer.append(&self.topic, vec![record(key, value)]).await;
+        let appended = self.producer.append(&self.topic, vec![record(key, value)], self.deadline()).await;
         appended.map(|positions| positions[0])
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.producer.shared.config.produce_timeout
     }
 
     fn reason(&self) -> String {
@@ -98,7 +102,7 @@ async fn records_appended_together_lie_together_in_each_partition() {
     let together = (0..250).map(|n| record(&(n % 7).to_string(), "v")).collect();
     let keys: Vec<String> = (0..50).map(|n| n.to_string()).collect();
     let alone = join_all(keys.iter().map(|key| bench.append(key, "x")));
-    let (positions, alone) = tokio::join!(bench.producer.append(&bench.topic, together), alone);
+    let (positions, alone) = tokio::join!(bench.producer.append(&bench.topic, together, bench.deadline()), alone);
     let positions = positions.expect("they are stored");
     assert_eq!(positions.len(), 250);
     let mut last: BTreeMap<u32, u64> = BTreeMap::new();
@@ -184,7 +188,7 @@ async fn refusals_for_want_of_replicas_are_tried_again_until_the_deadline() {
         config.produce_timeout = Duration::from_millis(500);
     });
     wait_until("the refusal", async || {
-        let result = impatient.producer.append(&bench.topic, vec![record("k", "v")]).await;
+        let result = impatient.producer.append(&bench.topic, vec![record("k", "v")], impatient.deadline()).await;
         result.is_err_and(|error| is_for_want(&error))
     })
     .await;
