@@ -18,7 +18,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -34,23 +34,24 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    admin::{Admin, AdminError, Committed, NewTopic, TopicKind},
+    admin::{Admin, AdminError, NewTopic, TopicKind},
     config::Config,
     connector::{Connector, Secure},
+    consumers::Consumers,
     depths::Depths,
     fetcher::{Fetcher, Source},
-    group::{Event, Group, GroupTopic, Standing},
     producer::Producer,
     security::{Security, SecurityError},
 };
 use super::{
-    AppendError, Appended, Assigned, Assignment, Checkpoint, CommitError, Depth, Durability, Entry, Epoch, Log,
-    NewRecord, Partition, QueueName, ReadError, Table, TableError,
+    AppendError, Appended, Assignment, Checkpoint, CommitError, Depth, Durability, Entry, Epoch, Log, NewRecord,
+    Partition, QueueName, ReadError, Table, TableError,
 };
 
 pub mod admin;
 pub mod config;
 mod connector;
+mod consumers;
 mod depths;
 mod failure;
 mod fetcher;
@@ -104,34 +105,8 @@ struct Inner {
     producer: Producer,
     source: Source,
     making: tokio::sync::Mutex<()>,
-    owned: Mutex<Owned>,
+    consumers: Arc<Consumers>,
     failure: watch::Sender<Option<String>>,
-}
-
-/// What this process may consume.
-#[derive(Default)]
-struct Owned {
-    last_epoch: u64,
-    partitions: HashMap<Partition, Holding>,
-    memberships: Vec<Membership>,
-}
-
-/// An assigned partition.
-#[derive(Clone)]
-struct Holding {
-    epoch: Epoch,
-    /// The group counts epochs of its own, anew in each membership.
-    epoch_in_group: Epoch,
-    group: Arc<Group>,
-    topic: Arc<str>,
-}
-
-/// One call of [`Log::consume`], with what came of it.
-struct Membership {
-    queues: Arc<[QueueName]>,
-    group: Arc<Group>,
-    /// Where nobody listens any more: a group without a listener would leave.
-    _events: Option<mpsc::Receiver<Event>>,
 }
 
 impl KafkaLog {
@@ -160,7 +135,7 @@ impl KafkaLog {
                 producer,
                 source,
                 making: tokio::sync::Mutex::default(),
-                owned: Mutex::default(),
+                consumers: Arc::default(),
                 failure: watch::Sender::new(None),
             }),
         })
@@ -255,45 +230,11 @@ impl Inner {
         Ok(())
     }
 
-    /// What an event of the group means to the consumer.
-    fn assignment(self: &Arc<Self>, queues: &[QueueName], group: &Arc<Group>, event: Event) -> Option<Assignment> {
-        let partition = |topic: &str, index: i32| {
-            let queue = queue_of(&self.config.topic, topic).filter(|queue| queues.contains(queue))?;
-            Some(Partition { queue, index: u32::try_from(index).ok()? })
-        };
-        match event {
-            Event::Assigned { topic, partition: index, epoch, committed, lease } => {
-                let partition = partition(&topic, index)?;
-                let checkpoint = committed.map(|committed| checkpoint_of(&partition, committed));
-                let place = (topic.clone(), partition.index);
-                let from = checkpoint.as_ref().map(|checkpoint| checkpoint.watermark);
-                self.source.depths.note_finished(&topic, partition.index, from.unwrap_or(0));
-                let mut owned = self.owned();
-                owned.last_epoch += 1;
-                let holding =
-                    Holding { epoch: Epoch(owned.last_epoch), epoch_in_group: epoch, group: group.clone(), topic };
-                let epoch = holding.epoch;
-                owned.partitions.insert(partition.clone(), holding);
-                let reader = Box::new(Fetcher::new(self.source.clone(), place, from));
-                Some(Assignment::Assigned(Assigned { partition, epoch, checkpoint, lease, reader }))
-            }
-            Event::Revoking { topic, partition: index, done } => {
-                Some(Assignment::Revoking { partition: partition(&topic, index)?, done })
-            }
-            Event::Lost { topic, partition: index } => {
-                let partition = partition(&topic, index)?;
-                self.owned().partitions.remove(&partition);
-                Some(Assignment::Lost { partition })
-            }
-        }
-    }
-
     async fn commit(&self, partition: &Partition, epoch: Epoch, checkpoint: Checkpoint) -> Result<(), CommitError> {
         if self.source.closing.is_cancelled() {
             return Err(CommitError::Closed);
         }
-        let holding = self.owned().partitions.get(partition).cloned();
-        let Some(holding) = holding.filter(|holding| holding.epoch == epoch) else {
+        let Some(holding) = self.consumers.holding(partition, epoch) else {
             return Err(CommitError::EpochOver);
         };
         let unavailable = |reason: String| CommitError::Unavailable { reason };
@@ -309,6 +250,22 @@ impl Inner {
         holding.group.commit(&holding.topic, index, holding.epoch_in_group, offset, metadata).await?;
         self.source.depths.note_finished(&holding.topic, partition.index, checkpoint.watermark);
         Ok(())
+    }
+
+    /// Makes the topics that are missing; waits until there is a Kafka to make them in.
+    async fn make_missing_topics(&self, queues: &[QueueName]) {
+        while self.config.create_topics {
+            match self.make_topics(queues).await {
+                Ok(()) => return,
+                Err(error) if error.is_permanent() => {
+                    return tracing::warn!("Topics cannot be made, and those that exist are used: {error}");
+                }
+                Err(error) => {
+                    tracing::debug!("Topics cannot be made now: {error}");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
     }
 
     /// The last records of a queue's partitions, one partition after the other.
@@ -353,111 +310,6 @@ impl Inner {
         }
         Ok(())
     }
-
-    fn owned(&self) -> MutexGuard<'_, Owned> {
-        self.owned.lock().expect("nothing panics while it holds this lock")
-    }
-}
-
-/// What was committed. Whoever resets a group's offsets by hand commits no words beside them: then nothing above the
-/// watermark is known to be finished.
-fn checkpoint_of(partition: &Partition, committed: Committed) -> Checkpoint {
-    let Committed { offset, metadata } = committed;
-    let state = BASE64_STANDARD.decode(&metadata).unwrap_or_else(|_| {
-        tracing::warn!("What was committed beside the offset of {partition} is not ours: only the offset is taken");
-        Vec::new()
-    });
-    Checkpoint { watermark: u64::try_from(offset).unwrap_or(0), state: state.into() }
-}
-
-/// A stream of assignments.
-struct Consumption {
-    inner: Arc<Inner>,
-    queues: Arc<[QueueName]>,
-    joined: Option<(Arc<Group>, mpsc::Receiver<Event>)>,
-}
-
-impl Consumption {
-    async fn next(&mut self) -> Option<Assignment> {
-        let closing = self.inner.source.closing.clone();
-        closing.run_until_cancelled(self.next_until_closed()).await?
-    }
-
-    async fn next_until_closed(&mut self) -> Option<Assignment> {
-        if self.joined.is_none() {
-            self.take_over().await;
-            self.make_topics().await;
-            self.joined = Some(self.join());
-        }
-        let (group, events) = self.joined.as_mut()?;
-        loop {
-            let Some(event) = events.recv().await else {
-                if let Standing::Failed { reason } = &*group.standing().borrow() {
-                    self.inner.failure.send_replace(Some(reason.clone()));
-                }
-                return None;
-            };
-            let assignment = self.inner.assignment(&self.queues, group, event);
-            if assignment.is_some() {
-                return assignment;
-            }
-        }
-    }
-
-    /// Ends earlier memberships for the same queues: a process has each partition once.
-    async fn take_over(&self) {
-        let shares = |membership: &Membership| membership.queues.iter().any(|queue| self.queues.contains(queue));
-        let (earlier, others) = {
-            let mut owned = self.inner.owned();
-            owned.partitions.retain(|partition, _| !self.queues.contains(&partition.queue));
-            std::mem::take(&mut owned.memberships).into_iter().partition(shares)
-        };
-        self.inner.owned().memberships = others;
-        for membership in earlier {
-            let _: &Membership = &membership;
-            membership.group.leave().await;
-        }
-    }
-
-    /// Makes the topics that are missing; waits until there is a Kafka to make them in.
-    async fn make_topics(&self) {
-        while self.inner.config.create_topics {
-            match self.inner.make_topics(&self.queues).await {
-                Ok(()) => return,
-                Err(error) if error.is_permanent() => {
-                    return tracing::warn!("Topics cannot be made, and those that exist are used: {error}");
-                }
-                Err(error) => {
-                    tracing::debug!("Topics cannot be made now: {error}");
-                    sleep(PAUSE).await;
-                }
-            }
-        }
-    }
-
-    fn join(&self) -> (Arc<Group>, mpsc::Receiver<Event>) {
-        let topics = self.queues.iter().map(|queue| GroupTopic {
-            name: self.inner.topic_of(queue).into(),
-            target: queue.target.clone(),
-            fingerprint: self.inner.identities.get(&queue.target).unwrap_or(&queue.target).clone(),
-        });
-        let (group, events) = Group::join(self.inner.config.clone(), self.inner.security.clone(), topics.collect());
-        let group = Arc::new(group);
-        let membership = Membership { queues: self.queues.clone(), group: group.clone(), _events: None };
-        self.inner.owned().memberships.push(membership);
-        (group, events)
-    }
-}
-
-impl Drop for Consumption {
-    fn drop(&mut self) {
-        let Some((group, events)) = self.joined.take() else { return };
-        let mut owned = self.inner.owned();
-        let of_group = |membership: &&mut Membership| Arc::ptr_eq(&membership.group, &group);
-        if let Some(membership) = owned.memberships.iter_mut().find(of_group) {
-            membership._events = Some(events);
-        }
-    }
 }
 
 impl Log for KafkaLog {
@@ -481,9 +333,18 @@ impl Log for KafkaLog {
     }
 
     fn consume(&self, queues: Vec<QueueName>) -> BoxStream<'static, Assignment> {
-        let consumption = Consumption { inner: self.inner.clone(), queues: queues.into(), joined: None };
-        Box::pin(stream::unfold(consumption, |mut consumption| async move {
-            consumption.next().await.map(|assignment| (assignment, consumption))
+        let listening = (self.inner.clone(), Some(queues), None);
+        Box::pin(stream::unfold(listening, |(inner, queues, received)| async move {
+            let closing = inner.source.closing.clone();
+            let next = async {
+                let mut received: mpsc::Receiver<Assignment> = match queues {
+                    Some(queues) => inner.listen(queues).await,
+                    None => received?,
+                };
+                let assignment = received.recv().await?;
+                Some((assignment, (inner, None, Some(received))))
+            };
+            closing.run_until_cancelled(next).await?
         }))
     }
 
@@ -528,8 +389,9 @@ impl Log for KafkaLog {
         self.inner.source.depths.all().into_iter().filter_map(depth).collect()
     }
 
-    fn table(&self, _name: &'static str) -> Result<Arc<dyn Table>, TableError> {
-        Err(TableError::Closed)
+    /// Keeps none: whoever joins this log to others has them kept on the local disk.
+    fn table(&self, name: &'static str) -> Result<Arc<dyn Table>, TableError> {
+        Err(TableError::Unavailable { reason: format!("the table {name} is not kept in Kafka") })
     }
 
     fn failed(&self) -> BoxFuture<'static, String> {
@@ -547,10 +409,7 @@ impl Log for KafkaLog {
         Box::pin(async move {
             self.inner.source.closing.cancel();
             self.inner.producer.close().await;
-            let memberships = std::mem::take(&mut self.inner.owned().memberships);
-            for membership in memberships {
-                membership.group.leave().await;
-            }
+            self.inner.consumers.leave().await;
         })
     }
 }

@@ -74,9 +74,9 @@ impl Fetcher {
     async fn read(&mut self, max_bytes: usize) -> Result<Vec<Entry>, ReadError> {
         while self.held.is_empty() {
             let closing = self.source.closing.clone();
-            let fetched = match closing.run_until_cancelled(self.fetch(max_bytes)).await {
+            let fetched = match closing.run_until_cancelled(self.fetch()).await {
                 Some(fetched) => fetched,
-                None => self.look_once_more(max_bytes).await?,
+                None => self.look_once_more().await?,
             };
             self.held.extend(fetched.map_err(|failure| ReadError::Unavailable { reason: failure.to_string() })?);
         }
@@ -89,7 +89,7 @@ impl Fetcher {
             if self.cursor.next.is_some_and(|next| next >= end) {
                 return Ok(None);
             }
-            let entries = self.fetch(FETCH_BYTES).await;
+            let entries = self.fetch().await;
             let entries = entries.map_err(|failure| ReadError::Unavailable { reason: failure.to_string() })?;
             self.held.extend(entries.into_iter().filter(|entry| entry.offset < end));
         }
@@ -97,10 +97,10 @@ impl Fetcher {
     }
 
     /// What the next answer brings.
-    async fn fetch(&mut self, max_bytes: usize) -> Result<Vec<Entry>, Failure> {
+    async fn fetch(&mut self) -> Result<Vec<Entry>, Failure> {
         let fetching = self.fetching.get_or_insert_with(|| {
             let cursor = std::mem::take(&mut self.cursor);
-            Box::pin(step(self.source.clone(), self.place.clone(), cursor, max_bytes.min(FETCH_BYTES), LONGEST_WAIT))
+            Box::pin(step(self.source.clone(), self.place.clone(), cursor, LONGEST_WAIT))
         });
         let (cursor, fetched) = fetching.await;
         self.fetching = None;
@@ -109,7 +109,7 @@ impl Fetcher {
     }
 
     /// When the log closes: what is there already can still be read.
-    async fn look_once_more(&mut self, max_bytes: usize) -> Result<Result<Vec<Entry>, Failure>, ReadError> {
+    async fn look_once_more(&mut self) -> Result<Result<Vec<Entry>, Failure>, ReadError> {
         if let Some(fetching) = self.fetching.take() {
             // It waits for records to come, unless it was answered by now; and it has the cursor.
             match futures_util::FutureExt::now_or_never(fetching) {
@@ -123,7 +123,7 @@ impl Fetcher {
             }
         }
         let cursor = std::mem::take(&mut self.cursor);
-        let last = step(self.source.clone(), self.place.clone(), cursor, max_bytes.min(FETCH_BYTES), Duration::ZERO);
+        let last = step(self.source.clone(), self.place.clone(), cursor, Duration::ZERO);
         match timeout(LAST_LOOK, last).await {
             Ok((cursor, Ok(entries))) if !entries.is_empty() => {
                 self.cursor = cursor;
@@ -159,7 +159,6 @@ async fn step(
     source: Source,
     place: Place,
     mut cursor: Cursor,
-    max_bytes: usize,
     wait: Duration,
 ) -> (Cursor, Result<Vec<Entry>, Failure>) {
     let leader = match cursor.leader.take() {
@@ -169,7 +168,7 @@ async fn step(
             Err(failure) => return (cursor, Err(failure)),
         },
     };
-    let fetched = fetch(&source, &place, &leader, &mut cursor.next, max_bytes, wait).await;
+    let fetched = fetch(&source, &place, &leader, &mut cursor.next, wait).await;
     match fetched.as_ref().map_err(Failure::cause) {
         Err(Cause::Broken) => source.connector.discard(leader),
         Err(Cause::Moved | Cause::Unknown) => {}
@@ -183,7 +182,6 @@ async fn fetch(
     place: &Place,
     leader: &Leader,
     next: &mut Option<u64>,
-    max_bytes: usize,
     wait: Duration,
 ) -> Result<Vec<Entry>, Failure> {
     let deadline = || Instant::now() + source.patience;
@@ -191,7 +189,7 @@ async fn fetch(
         Some(from) => from,
         None => *next.insert(leader.earliest(deadline()).await?),
     };
-    let (records, end) = match leader.fetch(from, max_bytes, wait, deadline() + wait).await {
+    let (records, end) = match leader.fetch(from, FETCH_BYTES, wait, deadline() + wait).await {
         Err(failure) if failure.cause() == Cause::OutOfRange => {
             *next = Some(oldest(source, place, leader, from, failure).await?);
             return Ok(Vec::new());
@@ -203,7 +201,7 @@ async fn fetch(
     if entries.is_empty() && end > from {
         let readable = leader.latest(deadline()).await?;
         // Only now it is certain that what comes is all that there is below `readable`.
-        let (records, _) = leader.fetch(from, max_bytes, Duration::ZERO, deadline()).await?;
+        let (records, _) = leader.fetch(from, FETCH_BYTES, Duration::ZERO, deadline()).await?;
         entries = records.into_iter().map(from_kafka).collect();
         if entries.is_empty() && readable > from {
             tracing::debug!(

@@ -7,7 +7,10 @@ use super::{
     testing::{Kafka, unique},
     *,
 };
-use crate::log::conformance::{self, queue, read, record, values};
+use crate::log::{
+    Assigned,
+    conformance::{self, queue, read, record, values},
+};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -90,19 +93,6 @@ fn topics_are_named_after_target_and_lane() {
 async fn target_with_the_name_of_a_lane_is_refused() {
     let identities = HashMap::from([("high".into(), "redis://h".into())]);
     assert!(matches!(KafkaLog::open(config("127.0.0.1:1".into()), identities), Err(OpenError::ReservedTarget(_))));
-}
-
-#[test]
-fn words_of_others_beside_an_offset_are_no_checkpoint() {
-    let partition = Partition { queue: queue("normal"), index: 0 };
-    let check = |metadata: &str, state: &'static [u8]| {
-        let committed = Committed { offset: 7, metadata: metadata.to_owned() };
-        let expected = Checkpoint { watermark: 7, state: Bytes::from_static(state) };
-        assert_eq!(checkpoint_of(&partition, committed), expected);
-    };
-    check("AP8=", &[0, 255]);
-    check("", b"");
-    check("reset by hand", b"");
 }
 
 #[tokio::test]
