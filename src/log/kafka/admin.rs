@@ -126,12 +126,20 @@ pub(super) struct Admin {
     connections: HashMap<Address, Connection>,
     /// Brokers that the cluster named when it was last asked: they may outlive those of the configuration.
     known: BTreeSet<Address>,
+    /// Asked last: it has left somebody without an answer.
+    distrusted: Option<Address>,
 }
 
 impl Admin {
     pub(super) fn new(config: Arc<Config>, security: Security) -> Self {
         let dialer = Dialer::new(&config, security);
-        Self { dialer, config, connections: HashMap::new(), known: BTreeSet::new() }
+        Self { dialer, config, connections: HashMap::new(), known: BTreeSet::new(), distrusted: None }
+    }
+
+    /// Asks this broker only where no other one answers.
+    pub(super) fn distrust(&mut self, broker: &Address) {
+        self.connections.remove(broker);
+        self.distrusted = Some(broker.clone());
     }
 
     /// Brokers, and those of the topics that exist.
@@ -353,6 +361,7 @@ impl Admin {
             brokers.push(Address::parse(text)?);
         }
         brokers.extend(self.known.iter().cloned());
+        brokers.sort_by_key(|broker| self.distrusted.as_ref() == Some(broker));
         let mut tried = BTreeSet::new();
         let mut failure = None;
         for broker in brokers {

@@ -145,10 +145,14 @@ impl WireError {
             Self::Address { .. }
             | Self::Tls { .. }
             | Self::WantsTls { .. }
-            | Self::WantsSasl { .. }
             | Self::Login { .. }
             | Self::Version { .. } => true,
-            Self::Unreachable { .. } | Self::Timeout { .. } | Self::Closed { .. } | Self::Malformed { .. } => false,
+            // The connection may have been cut for another reason.
+            Self::WantsSasl { .. }
+            | Self::Unreachable { .. }
+            | Self::Timeout { .. }
+            | Self::Closed { .. }
+            | Self::Malformed { .. } => false,
         }
     }
 }
@@ -371,11 +375,16 @@ impl Connection {
 
     fn cut(&self, call: &'static str, error: &io::Error) -> WireError {
         let broker = self.broker.clone();
+        // An alert that comes after the handshake: in TLS 1.3 that a client's certificate is missing, for one.
+        if error.get_ref().is_some_and(|cause| cause.is::<rustls::Error>()) {
+            return WireError::Tls { broker, reason: error.to_string() };
+        }
+        let is_cut = matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset);
         match (self.stage, error.kind()) {
             (Stage::Greeting, io::ErrorKind::Unsupported) => WireError::WantsTls { broker },
-            (_, io::ErrorKind::InvalidData) => self.malformed(call, error.to_string()),
-            (Stage::Anonymous, io::ErrorKind::UnexpectedEof) => WireError::WantsSasl { broker },
-            (_, io::ErrorKind::UnexpectedEof) => self.closed("no answer"),
+            (_, io::ErrorKind::InvalidData | io::ErrorKind::Unsupported) => self.malformed(call, error.to_string()),
+            (Stage::Anonymous, _) if is_cut => WireError::WantsSasl { broker },
+            _ if is_cut => self.closed("no answer"),
             _ => self.closed(&error.to_string()),
         }
     }

@@ -71,6 +71,11 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LAST_BACKOFF: Duration = Duration::from_secs(2);
 /// Between tries of what only a person can mend.
 const REFUSED_BACKOFF: Duration = Duration::from_secs(5);
+/// Members beyond one for each partition that a group may have, so that one of them can take over at once.
+const STAND_BYS: usize = 2;
+/// How often a process that is left out looks whether there is room; at first after one session, as some members may be
+/// dead already.
+const ROOM_INTERVAL: Duration = Duration::from_secs(30);
 /// While the group is between two generations.
 const REBALANCE_BACKOFF: Duration = Duration::from_millis(100);
 
@@ -146,10 +151,12 @@ pub(super) enum Output {
 /// Where a member stands in its group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::log::kafka) enum Standing {
-    /// On its way in; for how long and why, where something is in the way.
+    /// On its way in, and what is in the way where something is.
     Outside {
         problem: Option<String>,
     },
+    /// The group has members enough.
+    Spare,
     Member {
         generation: i32,
         partitions: usize,
@@ -178,6 +185,14 @@ enum Phase {
     Joining,
     Syncing(Vec<SyncGroupRequestAssignment>),
     Stable,
+}
+
+/// Whether the group has room for one more. It is asked for before a new member joins: every join disturbs all members,
+/// and more members than partitions are of no use.
+enum Room {
+    Unknown { look_at: Instant },
+    None { look_at: Instant },
+    Found,
 }
 
 struct Asked {
@@ -212,6 +227,7 @@ pub(super) struct Member {
     counts: Option<BTreeMap<Arc<str>, i32>>,
     conflicts: Vec<Conflict>,
     has_coordinator: bool,
+    room: Room,
     /// Something has changed that the group must hear.
     must_rejoin: bool,
     asked: Option<Asked>,
@@ -227,6 +243,8 @@ pub(super) struct Member {
     problem: Option<String>,
     /// Why nothing can be handed out.
     fetch_problem: Option<String>,
+    /// Why commits wait.
+    commit_problem: Option<String>,
     failure: Option<String>,
     outputs: Vec<Output>,
 }
@@ -242,6 +260,7 @@ impl Member {
             counts: None,
             conflicts: Vec::new(),
             has_coordinator: false,
+            room: Room::Unknown { look_at: now },
             must_rejoin: false,
             asked: None,
             asked_offsets: None,
@@ -253,6 +272,7 @@ impl Member {
             commit_not_before: now,
             problem: None,
             fetch_problem: None,
+            commit_problem: None,
             failure: None,
             outputs: Vec::new(),
         }
@@ -266,6 +286,7 @@ impl Member {
         let problem = self.problem.as_ref().or(self.fetch_problem.as_ref());
         match (&self.failure, &self.phase) {
             (Some(reason), _) => Standing::Failed { reason: reason.clone() },
+            (None, Phase::Out) if matches!(self.room, Room::None { .. }) && problem.is_none() => Standing::Spare,
             (None, Phase::Stable) if problem.is_none() => {
                 Standing::Member { generation: self.identity.generation, partitions: self.holdings.held() }
             }
@@ -314,6 +335,40 @@ impl Member {
         self.counts = Some(counts);
     }
 
+    // Room
+
+    /// Whether the size of the group is to be looked at; it goes to [`Self::size_seen`].
+    pub(super) fn wants_size(&self, now: Instant) -> bool {
+        let (Room::Unknown { look_at } | Room::None { look_at }) = self.room else {
+            return false;
+        };
+        self.has_coordinator && self.counts.is_some() && self.failure.is_none() && now >= look_at
+    }
+
+    pub(super) fn size_seen(&mut self, members: usize, now: Instant) {
+        if members < self.units() + STAND_BYS {
+            self.room = Room::Found;
+            return;
+        }
+        let wait = if matches!(self.room, Room::None { .. }) { ROOM_INTERVAL } else { self.settings.session };
+        self.room = Room::None { look_at: now + wait.mul_f64(0.75 + fastrand::f64() / 2.0) };
+    }
+
+    /// Where nobody tells the size, the group decides by itself.
+    pub(super) fn size_unknown(&mut self, is_permanent: bool, now: Instant) {
+        self.room = if is_permanent { Room::Found } else { Room::Unknown { look_at: now + FIRST_BACKOFF } };
+    }
+
+    /// How many members can have something.
+    fn units(&self) -> usize {
+        let Some(counts) = &self.counts else {
+            return 0;
+        };
+        let targets = targets(&self.settings.topics, counts);
+        let partitions = targets.iter().map(|target| target.topics.iter().map(|(_, count)| *count).max().unwrap_or(0));
+        partitions.map(|count| usize::try_from(count).unwrap_or(0)).sum()
+    }
+
     // Membership
 
     /// What to ask now, if there is something; its answer goes to [`Self::answered`].
@@ -321,18 +376,24 @@ impl Member {
         if self.asked.is_some() || !self.has_coordinator || self.failure.is_some() || now < self.not_before {
             return None;
         }
+        let is_let_in = self.is_let_in();
         let question = match &mut self.phase {
-            Phase::Out => self.join()?,
+            Phase::Out if is_let_in => self.join()?,
             Phase::Stable if self.must_rejoin || self.holdings.has_given_up() => self.join()?,
             Phase::Stable if now >= self.heartbeat_at => Question::Heartbeat(self.heartbeat()),
             Phase::Syncing(assignments) => {
                 let assignments = std::mem::take(assignments);
                 Question::Sync(self.sync(assignments))
             }
-            Phase::Stable | Phase::Joining => return None,
+            Phase::Stable | Phase::Joining | Phase::Out => return None,
         };
         self.asked = Some(Asked { identity: self.identity.clone(), at });
         Some(question)
+    }
+
+    /// One that is in comes in again; a static member has its place.
+    fn is_let_in(&self) -> bool {
+        matches!(self.room, Room::Found) || !self.identity.member_id.is_empty() || self.settings.instance_id.is_some()
     }
 
     /// How long an answer may take: the group answers a join when all have joined.
@@ -518,8 +579,8 @@ impl Member {
         match meaning(error) {
             Meaning::NoCoordinator => self.coordinator_lost(error.to_string(), now),
             Meaning::Rebalance => self.not_before = now + REBALANCE_BACKOFF,
-            Meaning::Forgotten => self.forgotten(),
-            Meaning::Fenced => self.fenced(),
+            Meaning::Forgotten => self.forgotten(now),
+            Meaning::Fenced => self.fenced(now),
             Meaning::Refused => {
                 self.problem = Some(refusal(error));
                 self.not_before = now + REFUSED_BACKOFF;
@@ -528,16 +589,17 @@ impl Member {
     }
 
     /// The group has given everything to others, or may do so: this is a new member.
-    fn forgotten(&mut self) {
+    fn forgotten(&mut self, now: Instant) {
         self.identity = Identity::unknown();
+        self.room = Room::Unknown { look_at: now };
         self.phase = Phase::Out;
         self.stable_at = None;
         self.outputs.extend(self.holdings.lose_all().into_iter().map(Output::Change));
         self.drop_commits();
     }
 
-    fn fenced(&mut self) {
-        self.forgotten();
+    fn fenced(&mut self, now: Instant) {
+        self.forgotten(now);
         let instance = self.settings.instance_id.as_deref().unwrap_or_default();
         self.failure = Some(format!("another process has joined the group as instance `{instance}`"));
     }
@@ -678,6 +740,7 @@ impl Member {
                     TopicPartition { topic: topic.name.as_str().into(), partition: answered.partition_index };
                 let Some(error) = ResponseError::try_from_code(answered.error_code) else {
                     is_stored = true;
+                    self.commit_problem = None;
                     self.settle(batch.remove(&partition), &Ok(()));
                     continue;
                 };
@@ -687,8 +750,11 @@ impl Member {
                     // While it joins, what the join is answered decides.
                     Meaning::Forgotten if joins || !is_current => self.commit_not_before = now + REBALANCE_BACKOFF,
                     Meaning::Forgotten => is_forgotten = true,
-                    Meaning::Fenced => return self.fenced_at_commit(batch),
-                    Meaning::Refused if error.is_retriable() => self.commit_not_before = now + FIRST_BACKOFF,
+                    Meaning::Fenced => return self.fenced_at_commit(batch, now),
+                    Meaning::Refused if error.is_retriable() => {
+                        self.commit_problem = Some(error.to_string());
+                        self.commit_not_before = now + FIRST_BACKOFF;
+                    }
                     Meaning::Refused => {
                         let reason = refusal(error);
                         self.settle(batch.remove(&partition), &Err(CommitError::Unavailable { reason }));
@@ -701,13 +767,13 @@ impl Member {
         }
         self.put_back(batch);
         if is_forgotten {
-            self.forgotten();
+            self.forgotten(now);
         }
     }
 
-    fn fenced_at_commit(&mut self, batch: BTreeMap<TopicPartition, Commit>) {
+    fn fenced_at_commit(&mut self, batch: BTreeMap<TopicPartition, Commit>, now: Instant) {
         self.put_back(batch);
-        self.fenced();
+        self.fenced(now);
     }
 
     fn put_back(&mut self, batch: BTreeMap<TopicPartition, Commit>) {
@@ -745,7 +811,8 @@ impl Member {
             self.outputs.extend(lost.into_iter().map(Output::Change));
             self.drop_commits();
         }
-        let reason = self.problem.clone().unwrap_or_else(|| "the group is rebalancing".to_owned());
+        let problem = self.commit_problem.as_ref().or(self.problem.as_ref());
+        let reason = problem.cloned().unwrap_or_else(|| "the group is rebalancing".to_owned());
         for id in self.commits.take_overdue(now) {
             let result = Err(CommitError::Unavailable { reason: reason.clone() });
             self.outputs.push(Output::Committed { id, result });
@@ -759,10 +826,20 @@ impl Member {
             Some(self.heartbeat_at),
             Some(self.fetch_not_before),
             Some(self.commit_not_before),
+            self.room.look_at(),
             self.holdings.next_overdue(),
             self.commits.next_overdue(),
         ];
         moments.into_iter().flatten().filter(|moment| *moment > now).min()
+    }
+}
+
+impl Room {
+    fn look_at(&self) -> Option<Instant> {
+        match self {
+            Self::Unknown { look_at } | Self::None { look_at } => Some(*look_at),
+            Self::Found => None,
+        }
     }
 }
 

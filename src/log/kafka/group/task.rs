@@ -66,6 +66,7 @@ impl<A> Lane<A> {
 enum AdminAnswer {
     Coordinator(Result<Address, AdminError>),
     Topics(Result<BTreeMap<Arc<str>, i32>, AdminError>),
+    Size(Result<usize, AdminError>),
 }
 
 enum Happened {
@@ -229,16 +230,26 @@ impl Task {
 
     fn ask_any_broker(&mut self, now: Instant) {
         let wants_coordinator = self.member.wants_coordinator(now);
-        if !wants_coordinator && now < self.look_at_topics_at {
+        let wants_size = self.member.wants_size(now);
+        if !wants_coordinator && !wants_size && now < self.look_at_topics_at {
             return;
         }
         let Some(mut admin) = self.admin.take() else {
             return;
         };
         self.asking_admin = Some(if wants_coordinator {
+            if let Some(former) = &self.coordinator {
+                admin.distrust(former);
+            }
             async move {
                 let answer = admin.coordinator().await;
                 (admin, AdminAnswer::Coordinator(answer))
+            }
+            .boxed()
+        } else if wants_size {
+            async move {
+                let answer = admin.group_size().await;
+                (admin, AdminAnswer::Size(answer))
             }
             .boxed()
         } else {
@@ -271,6 +282,11 @@ impl Task {
                 self.member.coordinator_found();
             }
             AdminAnswer::Coordinator(Err(error)) => self.member.coordinator_missing(error.to_string(), now),
+            AdminAnswer::Size(Ok(members)) => self.member.size_seen(members, now),
+            AdminAnswer::Size(Err(error)) => {
+                tracing::debug!("The size of the group is not known: {error}");
+                self.member.size_unknown(error.is_permanent(), now);
+            }
             AdminAnswer::Topics(Ok(counts)) => self.member.topics_seen(counts),
             AdminAnswer::Topics(Err(error)) => {
                 tracing::debug!("Topics could not be looked at: {error}");
@@ -306,6 +322,9 @@ impl Task {
                         // Its caller may have given up.
                         let _ = answer.send(result);
                     }
+                }
+                Output::Conflicts(conflicts) if conflicts.is_empty() => {
+                    tracing::info!("All members of the group mean the same servers by their targets again");
                 }
                 Output::Conflicts(conflicts) => conflicts.iter().for_each(tell_conflict),
             }
@@ -429,6 +448,7 @@ fn tell_standing(standing: &Standing) {
     match standing {
         Standing::Outside { problem: None } => tracing::debug!("The group is rebalancing"),
         Standing::Outside { problem: Some(problem) } => tracing::warn!("No part of the group: {problem}"),
+        Standing::Spare => tracing::info!("The group has members enough; this process only takes tasks for now"),
         Standing::Member { generation, partitions } => {
             tracing::info!("Member of the group in generation {generation}, with {partitions} partitions");
         }

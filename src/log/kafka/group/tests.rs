@@ -566,3 +566,23 @@ async fn consumer_that_takes_nothing_loses_the_membership() {
     let size = Admin::new(Arc::new(config(kafka, &name)), Security::default()).group_size().await;
     assert_eq!(size, Ok(0));
 }
+
+#[tokio::test]
+async fn process_beyond_the_stand_bys_waits_for_room() {
+    let kafka = Kafka::shared();
+    let name = unique("room");
+    kafka.create_topic(&name, 1, &[]);
+    let mut owner = Joined::join(config(kafka, &name), vec![topic(&name)]);
+    owner.assigned(1).await;
+    let stand_by = Joined::join(config(kafka, &name), vec![topic(&name)]);
+    stand_by.generation().await;
+    let another = Joined::join(config(kafka, &name), vec![topic(&name)]);
+    another.generation().await;
+    let spare = Joined::join(config(kafka, &name), vec![topic(&name)]);
+    let mut standing = spare.group.standing();
+    let waits = standing.wait_for(|standing| *standing == Standing::Spare);
+    tokio::time::timeout(PATIENCE, waits).await.expect("it looks in time").expect("it is not over");
+    another.group.leave().await;
+    spare.generation().await;
+    tokio::join!(owner.group.leave(), stand_by.group.leave(), spare.group.leave());
+}

@@ -55,6 +55,7 @@ impl Scene {
         assert!(member.wants_coordinator(now));
         member.coordinator_found();
         member.topics_seen(counts(3));
+        member.size_seen(0, now);
         Self { member, now, at: BootTime::now(), generation: 1, held: BTreeMap::new() }
     }
 
@@ -101,6 +102,7 @@ impl Scene {
     }
 
     fn join_with_new_id(&mut self) {
+        self.member.size_seen(0, self.now);
         assert_eq!(self.join_question().member_id.as_str(), "");
         self.refuse_join(ResponseError::MemberIdRequired);
         assert_eq!(self.join_question().member_id.as_str(), "m1");
@@ -339,6 +341,9 @@ fn rule_4_forgotten_member_has_lost_all_and_is_a_new_one() {
         assert!(!scene.has_lease(0));
         scene.commit(0, 6, 2);
         assert_eq!(scene.heard(), [Heard::Refused(2, CommitError::EpochOver)]);
+        assert_eq!(scene.question(), None, "another one may have its place");
+        assert!(scene.member.wants_size(scene.now));
+        scene.member.size_seen(4, scene.now);
         let request = scene.join_question();
         assert_eq!((request.member_id.as_str(), Scene::owned_in(&request)), ("", (set(&[]), -1)));
     }
@@ -683,4 +688,40 @@ fn sync_that_a_rebalance_overtakes_is_followed_by_a_join() {
     scene.pass(SECOND);
     assert_eq!(Scene::owned_in(&scene.rejoin()).0, set(&[0]));
     assert_eq!(scene.heard(), []);
+}
+
+#[test]
+fn group_with_members_enough_is_left_alone() {
+    let now = Instant::now();
+    let topics = ["q", "q.high"]
+        .map(|name| GroupTopic { name: name.into(), target: "default".into(), fingerprint: "x".into() })
+        .to_vec();
+    let mut member = Member::new(Settings::new(&Config::default(), topics), now);
+    assert!(!member.wants_size(now), "nobody can be asked");
+    member.coordinator_found();
+    member.topics_seen([("q".into(), 3), ("q.high".into(), 3)].into());
+    assert!(member.wants_size(now));
+    member.size_seen(5, now);
+    assert_eq!(member.standing(), Standing::Spare);
+    assert_eq!(member.next_question(now, BootTime::now()), None);
+    let session = 10 * SECOND;
+    assert!(!member.wants_size(now + session.mul_f64(0.7)));
+    assert!(member.wants_size(now + session.mul_f64(1.3)), "some of them may be dead");
+    member.size_seen(5, now);
+    assert!(!member.wants_size(now + 22 * SECOND));
+    assert!(member.wants_size(now + 38 * SECOND));
+    member.size_seen(4, now);
+    assert!(matches!(member.next_question(now, BootTime::now()), Some(Question::Join(_))));
+}
+
+#[test]
+fn member_joins_where_it_may_not_look_at_the_size() {
+    let mut scene = Scene::new(&Config::default());
+    scene.member.forgotten(scene.now);
+    scene.member.size_unknown(false, scene.now);
+    assert_eq!(scene.question(), None);
+    assert!(!scene.member.wants_size(scene.now));
+    assert!(scene.member.wants_size(scene.now + SECOND));
+    scene.member.size_unknown(true, scene.now);
+    scene.join_question();
 }

@@ -6,9 +6,9 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kafka_protocol::{
     error::ResponseError,
     messages::{
-        ApiVersionsResponse, BrokerId, FindCoordinatorResponse, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse,
-        LeaveGroupRequest, LeaveGroupResponse, MetadataResponse, OffsetCommitRequest, OffsetCommitResponse,
-        OffsetFetchResponse, RequestHeader, SyncGroupResponse, TopicName,
+        ApiVersionsResponse, BrokerId, DescribeGroupsResponse, FindCoordinatorResponse, HeartbeatResponse,
+        JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest, LeaveGroupResponse, MetadataResponse,
+        OffsetCommitRequest, OffsetCommitResponse, OffsetFetchResponse, RequestHeader, SyncGroupResponse, TopicName,
         api_versions_response::ApiVersion,
         metadata_response::{MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic},
         offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic},
@@ -152,6 +152,7 @@ fn answer(mut frame: Bytes, port: u16, leader: u16, hear: impl Fn(Said) -> Does)
                 .with_port(i32::from(leader));
             encode(&mut body, &answer, 2);
         }
+        15 => encode(&mut body, &DescribeGroupsResponse::default(), 3),
         11 => {
             let member_id = JoinGroupRequest::decode(&mut frame, 5).expect("it is one").member_id.to_string();
             let is_new = member_id.is_empty();
@@ -201,7 +202,7 @@ fn answer(mut frame: Bytes, port: u16, leader: u16, hear: impl Fn(Said) -> Does)
     let length = u32::try_from(body.len() - 4).expect("it is short");
     body[..4].copy_from_slice(&length.to_be_bytes());
     assert!(
-        !frame.has_remaining() || matches!(header.request_api_key, 3 | 9 | 10 | 12 | 14 | 18),
+        !frame.has_remaining() || matches!(header.request_api_key, 3 | 9 | 10 | 12 | 14 | 15 | 18),
         "bytes are left over"
     );
     Some(body.freeze())
