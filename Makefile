@@ -26,6 +26,7 @@ run: build ## Run it with the settings of the environment
 	$(BINARY) serve
 
 test: check ## Check, then run all tests; what continuous integration runs
+	scripts/kafka-jars
 	CARGO_INCREMENTAL=0 cargo test --locked
 
 check: setup ## Format, lints, documentation, dependencies

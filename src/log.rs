@@ -29,6 +29,7 @@ use futures_util::{future::BoxFuture, stream::BoxStream};
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod journal;
+pub mod kafka;
 mod lease;
 pub mod memory;
 #[cfg(test)]

@@ -45,5 +45,20 @@ fn http_is_named_by_the_api_and_the_composition_root_alone() {
 
 #[test]
 fn kafka_is_named_by_its_log_alone() {
-    assert_eq!(offenders(&["rskafka", "kafka_protocol"], &["log/kafka"]), [""; 0]);
+    assert_eq!(offenders(&["rskafka", "kafka_protocol", "chrono"], &["log/kafka"]), [""; 0]);
+}
+
+/// The compiler refuses `unsafe` where nothing says that it is expected: so whoever says so is what is looked for.
+#[test]
+fn unsafe_code_is_in_one_named_function_alone() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mentions = |path: &PathBuf| {
+        let text = std::fs::read_to_string(path).expect("sources are text");
+        text.lines().filter(|line| line.contains("unsafe_code")).count()
+    };
+    let counted = sources(&root.join("src")).into_iter().map(|path| (mentions(&path), path));
+    let found: Vec<(usize, PathBuf)> = counted.filter(|(count, _)| *count > 0).collect();
+    assert_eq!(found, [(1, root.join("src/log/kafka/nodelay.rs"))]);
+    let manifest = std::fs::read_to_string(root.join("Cargo.toml")).expect("it is there");
+    assert!(manifest.contains("unsafe_code = \"deny\""), "the crate's lint is what makes them say so");
 }

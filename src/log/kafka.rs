@@ -1,0 +1,415 @@
+//! A log in Kafka: appends acknowledged by all in-sync replicas, partitions shared out by a consumer group, checkpoints
+//! in the group's committed offsets.
+//!
+//! ```text
+//! queue                       topic
+//! default, normal      ──▶    redis-retry-queue
+//! default, high        ──▶    redis-retry-queue.high
+//! sessions, normal     ──▶    redis-retry-queue.sessions
+//! sessions, low        ──▶    redis-retry-queue.sessions.low
+//!
+//! append ─▶ producer ─▶ outbox of the partition ─▶ leader          (rskafka)
+//! consume ◀─ group (membership, leases, commits)                    (wire)
+//! reader ◀─ fetcher ◀─ leader                                       (rskafka)
+//! checkpoint: watermark = committed offset, state = its metadata, in base64
+//! ```
+//!
+//! What belongs here: names, and how the parts are joined. Nothing needs Kafka to be there when the log is opened.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use futures_util::{
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    admin::{Admin, AdminError, NewTopic, TopicKind},
+    config::Config,
+    connector::{Connector, Secure},
+    consumers::Consumers,
+    depths::Depths,
+    fetcher::{Fetcher, Source},
+    producer::Producer,
+    security::{Security, SecurityError},
+};
+use super::{
+    AppendError, Appended, Assignment, Checkpoint, CommitError, Depth, Durability, Entry, Epoch, Log, NewRecord,
+    Partition, QueueName, ReadError, Table, TableError,
+};
+
+pub mod admin;
+pub mod config;
+mod connector;
+mod consumers;
+mod depths;
+mod failure;
+mod fetcher;
+mod group;
+mod nodelay;
+mod outbox;
+mod partitioner;
+mod producer;
+mod record;
+pub mod security;
+#[cfg(test)]
+#[allow(dead_code, reason = "shared with tests that use other parts of it")]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod topics;
+pub mod wire;
+
+/// Kafka's own limit for what is committed beside an offset, in characters.
+pub const MAX_METADATA_CHARS: usize = 4096;
+
+/// Between attempts to make topics.
+const PAUSE: Duration = Duration::from_secs(1);
+
+const LANES: [&str; 3] = ["high", DEFAULT_LANE, "low"];
+/// What is not in the name of a topic.
+const DEFAULT_LANE: &str = "normal";
+const DEFAULT_TARGET: &str = "default";
+
+/// Names of targets that would make the topic of one queue that of another.
+const RESERVED_TARGETS: [&str; 5] = ["high", DEFAULT_LANE, "low", "dlq", "settings"];
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Security(#[from] SecurityError),
+    #[error("a target cannot be called {0} where tasks are kept in Kafka: its topics would be those of others")]
+    ReservedTarget(Arc<str>),
+}
+
+/// A log in Kafka. See the [module](self).
+pub struct KafkaLog {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Arc<Config>,
+    security: Security,
+    /// What each target is at this process: members of a group that do not agree on it do not share its tasks.
+    identities: HashMap<Arc<str>, Arc<str>>,
+    producer: Producer,
+    source: Source,
+    making: tokio::sync::Mutex<()>,
+    consumers: Arc<Consumers>,
+    failure: watch::Sender<Option<String>>,
+}
+
+impl KafkaLog {
+    /// Reads the files that the configuration names. Needs a runtime, and no Kafka. `identities` says what each target
+    /// is: its server's address, or a name given to it.
+    pub fn open(config: Config, identities: HashMap<Arc<str>, Arc<str>>) -> Result<Self, OpenError> {
+        if let Some(target) = identities.keys().find(|target| RESERVED_TARGETS.contains(&&***target)) {
+            return Err(OpenError::ReservedTarget(target.clone()));
+        }
+        let config = Arc::new(config);
+        let security = Security::load(config.tls.as_ref(), config.sasl.as_ref())?;
+        let depths = Arc::<Depths>::default();
+        let source = Source {
+            connector: Arc::new(Connector::new(config.clone(), secure(&security))),
+            depths: depths.clone(),
+            lost: Arc::default(),
+            closing: CancellationToken::new(),
+            patience: config.request_timeout,
+        };
+        let producer = Producer::start(config.clone(), Connector::new(config.clone(), secure(&security)), depths);
+        Ok(Self {
+            inner: Arc::new(Inner {
+                config,
+                security,
+                identities,
+                producer,
+                source,
+                making: tokio::sync::Mutex::default(),
+                consumers: Arc::default(),
+                failure: watch::Sender::new(None),
+            }),
+        })
+    }
+
+    /// How many records were deleted by Kafka before they were read.
+    pub fn lost_records(&self) -> u64 {
+        self.inner.source.lost.load(Ordering::Relaxed)
+    }
+}
+
+fn secure(security: &Security) -> Secure {
+    let security = security.clone();
+    Arc::new(move |builder| security.apply_to(builder))
+}
+
+/// The topic of a queue.
+fn topic_of(base: &str, queue: &QueueName) -> String {
+    let mut topic = base.to_owned();
+    for part in [&*queue.target, queue.lane].into_iter().filter(|part| ![DEFAULT_TARGET, DEFAULT_LANE].contains(part)) {
+        topic.push('.');
+        topic.push_str(part);
+    }
+    topic
+}
+
+/// The queue of a topic, if it is one's.
+fn queue_of(base: &str, topic: &str) -> Option<QueueName> {
+    let lane_of = |part: &str| LANES.into_iter().find(|lane| *lane == part);
+    let parts: Vec<&str> = topic.strip_prefix(base)?.split('.').collect();
+    let (target, lane) = match parts[..] {
+        [""] => (DEFAULT_TARGET, DEFAULT_LANE),
+        ["", part] if lane_of(part).is_some() => (DEFAULT_TARGET, part),
+        ["", part] if !RESERVED_TARGETS.contains(&part) => (part, DEFAULT_LANE),
+        ["", target, lane] => (target, lane),
+        _ => return None,
+    };
+    Some(QueueName { target: target.into(), lane: lane_of(lane)? })
+}
+
+impl Inner {
+    fn topic_of(&self, queue: &QueueName) -> String {
+        topic_of(&self.config.topic, queue)
+    }
+
+    async fn append(&self, queue: &QueueName, records: Vec<NewRecord>) -> Result<Vec<Appended>, AppendError> {
+        let deadline = Instant::now() + self.config.produce_timeout;
+        if records.is_empty() {
+            return Ok(Vec::new());
+        }
+        let topic = self.topic_of(queue);
+        if self.producer.partitions(&topic).is_none() && self.config.create_topics {
+            self.make_if_missing(queue, &topic, deadline).await?;
+        }
+        let positions = self.producer.append(&topic, records, deadline).await?;
+        let appended = |position| Appended { position, durability: Durability::Kafka };
+        Ok(positions.into_iter().map(appended).collect())
+    }
+
+    /// Makes the topics of a queue's target that nobody has made yet.
+    async fn make_if_missing(&self, queue: &QueueName, topic: &str, deadline: Instant) -> Result<(), AppendError> {
+        let make = async {
+            let _making = self.making.lock().await;
+            if self.producer.count(topic).await.is_none() {
+                self.make_topics(std::slice::from_ref(queue)).await?;
+                while self.producer.count(topic).await.is_none() {
+                    // It is on its way from one broker to the others.
+                }
+            }
+            Ok::<(), AdminError>(())
+        };
+        let unavailable = |reason: String| AppendError::Unavailable { reason };
+        match timeout_at(deadline, self.source.closing.run_until_cancelled(make)).await {
+            Ok(Some(made)) => made.map_err(|error| unavailable(error.to_string())),
+            Ok(None) => Err(AppendError::Closed),
+            Err(_) => Err(unavailable(self.producer.reason())),
+        }
+    }
+
+    /// Makes the topics of these queues that do not exist. All lanes of a target have as many partitions.
+    async fn make_topics(&self, queues: &[QueueName]) -> Result<(), AdminError> {
+        let mut admin = Admin::new(self.config.clone(), self.security.clone());
+        for queue in queues {
+            let lanes = LANES.map(|lane| QueueName { lane, ..queue.clone() });
+            let siblings: Vec<Arc<str>> = lanes.iter().map(|lane| self.topic_of(lane).into()).collect();
+            let cluster = admin.cluster(&siblings).await?;
+            let counts = cluster.topics.values().filter_map(|partitions| i32::try_from(partitions.len()).ok());
+            let partitions = counts.max().unwrap_or(self.config.partitions);
+            let topic = NewTopic { name: self.topic_of(queue).into(), kind: TopicKind::Tasks, partitions };
+            admin.create_topics(&[topic]).await?;
+        }
+        Ok(())
+    }
+
+    async fn commit(&self, partition: &Partition, epoch: Epoch, checkpoint: Checkpoint) -> Result<(), CommitError> {
+        if self.source.closing.is_cancelled() {
+            return Err(CommitError::Closed);
+        }
+        let Some(holding) = self.consumers.holding(partition, epoch) else {
+            return Err(CommitError::EpochOver);
+        };
+        let unavailable = |reason: String| CommitError::Unavailable { reason };
+        let metadata = BASE64_STANDARD.encode(&checkpoint.state);
+        if metadata.len() > MAX_METADATA_CHARS {
+            return Err(unavailable(format!(
+                "it takes {} characters, and Kafka keeps {MAX_METADATA_CHARS}",
+                metadata.len()
+            )));
+        }
+        let offset = i64::try_from(checkpoint.watermark).map_err(|error| unavailable(error.to_string()))?;
+        let index = i32::try_from(partition.index).expect("Kafka counts partitions in 31 bits");
+        holding.group.commit(&holding.topic, index, holding.epoch_in_group, offset, metadata).await?;
+        self.source.depths.note_finished(&holding.topic, partition.index, checkpoint.watermark);
+        Ok(())
+    }
+
+    /// Makes the topics that are missing; waits until there is a Kafka to make them in.
+    async fn make_missing_topics(&self, queues: &[QueueName]) {
+        while self.config.create_topics {
+            match self.make_topics(queues).await {
+                Ok(()) => return,
+                Err(error) if error.is_permanent() => {
+                    return tracing::warn!("Topics cannot be made, and those that exist are used: {error}");
+                }
+                Err(error) => {
+                    tracing::debug!("Topics cannot be made now: {error}");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// The last records of a queue's partitions, one partition after the other.
+    async fn read_tail(
+        &self,
+        queue: &QueueName,
+        max_records: usize,
+        max_bytes: usize,
+        visit: &mut dyn FnMut(Entry),
+    ) -> Result<(), ReadError> {
+        let unavailable = |failure: failure::Failure| ReadError::Unavailable { reason: failure.to_string() };
+        // A client of its own: the connections of the others belong to another runtime.
+        let connector = Connector::new(self.config.clone(), secure(&self.security));
+        let topic: Arc<str> = self.topic_of(queue).into();
+        let topics = connector.topics().await.map_err(unavailable)?;
+        let Some(found) = topics.into_iter().find(|found| *found.name == *topic) else { return Ok(()) };
+        let count = found.partitions.len().max(1);
+        let (max_records, max_bytes) = (max_records / count, max_bytes / count);
+        let source = Source { connector: Arc::new(connector), ..self.source.clone() };
+        for index in found.partitions.into_iter().filter_map(|index| u32::try_from(index).ok()) {
+            let leader = source.connector.leader(&topic, index).await.map_err(unavailable)?;
+            let deadline = || Instant::now() + source.patience;
+            let end = leader.latest(deadline()).await.map_err(unavailable)?;
+            let oldest = leader.earliest(deadline()).await.map_err(unavailable)?;
+            let mut reader = Fetcher::new(
+                source.clone(),
+                (topic.clone(), index),
+                Some(end.saturating_sub(max_records as u64).max(oldest)),
+            );
+            let mut last = VecDeque::new();
+            let mut bytes = 0;
+            while let Some(entries) = reader.next_below(end).await? {
+                for entry in entries {
+                    bytes += entry.record.size();
+                    last.push_back(entry);
+                    while bytes > max_bytes {
+                        bytes -= last.pop_front().map_or(bytes, |entry: Entry| entry.record.size());
+                    }
+                }
+            }
+            last.into_iter().for_each(&mut *visit);
+        }
+        Ok(())
+    }
+}
+
+impl Log for KafkaLog {
+    fn append<'a>(&'a self, queue: &'a QueueName, record: NewRecord) -> BoxFuture<'a, Result<Appended, AppendError>> {
+        Box::pin(async move {
+            let appended = self.inner.append(queue, vec![record]).await?;
+            Ok(*appended.first().expect("each record has a place"))
+        })
+    }
+
+    fn append_many<'a>(
+        &'a self,
+        queue: &'a QueueName,
+        records: Vec<NewRecord>,
+    ) -> BoxFuture<'a, Result<Vec<Appended>, AppendError>> {
+        Box::pin(self.inner.append(queue, records))
+    }
+
+    fn ready(&self) -> Result<(), AppendError> {
+        self.inner.producer.ready()
+    }
+
+    fn consume(&self, queues: Vec<QueueName>) -> BoxStream<'static, Assignment> {
+        let listening = (self.inner.clone(), Some(queues), None);
+        Box::pin(stream::unfold(listening, |(inner, queues, received)| async move {
+            let closing = inner.source.closing.clone();
+            let next = async {
+                let mut received: mpsc::Receiver<Assignment> = match queues {
+                    Some(queues) => inner.listen(queues).await,
+                    None => received?,
+                };
+                let assignment = received.recv().await?;
+                Some((assignment, (inner, None, Some(received))))
+            };
+            closing.run_until_cancelled(next).await?
+        }))
+    }
+
+    fn commit<'a>(
+        &'a self,
+        partition: &'a Partition,
+        epoch: Epoch,
+        checkpoint: Checkpoint,
+    ) -> BoxFuture<'a, Result<(), CommitError>> {
+        Box::pin(self.inner.commit(partition, epoch, checkpoint))
+    }
+
+    fn tail(
+        &self,
+        queue: &QueueName,
+        max_records: usize,
+        max_bytes: usize,
+        visit: &mut dyn FnMut(Entry),
+    ) -> Result<(), ReadError> {
+        let (send, entries) = std::sync::mpsc::sync_channel(64);
+        std::thread::scope(|scope| {
+            // This thread may be one of a runtime, which cannot be waited on from within.
+            let reading = scope.spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                let runtime = runtime.map_err(|error| ReadError::Unavailable { reason: error.to_string() })?;
+                let mut visit = |entry| {
+                    let _ = send.send(entry);
+                };
+                runtime.block_on(self.inner.read_tail(queue, max_records, max_bytes, &mut visit))
+            });
+            entries.into_iter().for_each(visit);
+            reading.join().unwrap_or_else(|_| Err(ReadError::Unavailable { reason: "its thread panicked".to_owned() }))
+        })
+    }
+
+    /// Of the partitions that this process has appended to or consumed.
+    fn depth(&self) -> Vec<Depth> {
+        let depth = |((topic, index), extent): (depths::Place, depths::Extent)| {
+            let partition = Partition { queue: queue_of(&self.inner.config.topic, &topic)?, index };
+            Some(Depth { partition, end: extent.end, finished: extent.finished, bytes: 0 })
+        };
+        self.inner.source.depths.all().into_iter().filter_map(depth).collect()
+    }
+
+    /// Keeps none: whoever joins this log to others has them kept on the local disk.
+    fn table(&self, name: &'static str) -> Result<Arc<dyn Table>, TableError> {
+        Err(TableError::Unavailable { reason: format!("the table {name} is not kept in Kafka") })
+    }
+
+    fn failed(&self) -> BoxFuture<'static, String> {
+        let mut failure = self.inner.failure.subscribe();
+        Box::pin(async move {
+            let reason = failure.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+            match reason {
+                Some(reason) => reason,
+                None => std::future::pending().await,
+            }
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.inner.source.closing.cancel();
+            self.inner.producer.close().await;
+            self.inner.consumers.leave().await;
+        })
+    }
+}

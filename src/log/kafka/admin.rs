@@ -1,0 +1,436 @@
+//! Asks about a cluster and sets it up: brokers, topics and their configuration, coordinators, offsets, the size of a
+//! group. Nothing here takes part in anything; every question can be asked again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{sync::Arc, time::Duration};
+
+use kafka_protocol::{
+    error::ResponseError,
+    messages::{
+        BrokerId, CreateTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest, FindCoordinatorRequest, GroupId,
+        ListOffsetsRequest, MetadataRequest, OffsetFetchRequest, TopicName,
+        create_topics_request::{CreatableTopic, CreatableTopicConfig},
+        describe_configs_request::DescribeConfigsResource,
+        list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
+        metadata_request::MetadataRequestTopic,
+        metadata_response::MetadataResponseTopic,
+        offset_fetch_request::OffsetFetchRequestTopic,
+    },
+    protocol::StrBytes,
+};
+
+use super::{
+    config::Config,
+    security::Security,
+    wire::{Address, Call, Connection, Dialer, WireError},
+};
+
+mod findings;
+
+pub use self::findings::{Finding, FindingCode, Severity};
+
+/// What Kafka takes for a topic where nobody says otherwise.
+const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
+
+/// What a batch adds around one record.
+const BATCH_OVERHEAD_BYTES: usize = 16 * 1024;
+
+/// The resource type of topics.
+const TOPIC_RESOURCE: i8 = 2;
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AdminError {
+    #[error("kafka.brokers names no broker")]
+    NoBrokers,
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error("{what}: {reason}")]
+    Refused { what: String, reason: String, transient: bool },
+}
+
+impl AdminError {
+    /// Whether only a change of a configuration ends it.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::NoBrokers => true,
+            Self::Wire(error) => error.is_permanent(),
+            Self::Refused { transient, .. } => !transient,
+        }
+    }
+
+    fn refused(what: impl Into<String>, error: ResponseError, detail: Option<&str>) -> Self {
+        let reason = match detail {
+            Some(detail) if !detail.is_empty() => format!("{error}: {detail}"),
+            _ => error.to_string(),
+        };
+        Self::Refused { what: what.into(), reason, transient: error.is_retriable() }
+    }
+}
+
+/// The cluster as one of its brokers sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Cluster {
+    pub(super) brokers: BTreeMap<i32, Address>,
+    /// The broker that makes topics; some live one where any of them can.
+    controller: i32,
+    /// Only topics that exist.
+    pub(super) topics: BTreeMap<String, BTreeMap<i32, Replicas>>,
+}
+
+/// Where a partition is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Replicas {
+    /// None while one is elected.
+    pub(super) leader: Option<i32>,
+    pub(super) count: usize,
+    pub(super) in_sync: usize,
+}
+
+/// What a topic is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TopicKind {
+    /// Holds tasks: every record counts.
+    Tasks,
+    /// Holds the last value of each key.
+    Table,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct NewTopic {
+    pub(super) name: Arc<str>,
+    pub(super) kind: TopicKind,
+    pub(super) partitions: i32,
+}
+
+/// A moment in a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum At {
+    Earliest,
+    /// The offset that the next record gets.
+    Latest,
+    /// The first record that is not older, in milliseconds since 1970.
+    Time(i64),
+}
+
+/// An offset that a group has stored, and the words beside it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Committed {
+    pub(super) offset: i64,
+    pub(super) metadata: String,
+}
+
+/// Connections to the brokers that were asked something.
+pub(super) struct Admin {
+    dialer: Dialer,
+    config: Arc<Config>,
+    connections: HashMap<Address, Connection>,
+    /// Brokers that the cluster named when it was last asked: they may outlive those of the configuration.
+    known: BTreeSet<Address>,
+    /// Asked last: it has left somebody without an answer.
+    distrusted: Option<Address>,
+}
+
+impl Admin {
+    pub(super) fn new(config: Arc<Config>, security: Security) -> Self {
+        let dialer = Dialer::new(&config, security);
+        Self { dialer, config, connections: HashMap::new(), known: BTreeSet::new(), distrusted: None }
+    }
+
+    /// Asks this broker only where no other one answers.
+    pub(super) fn distrust(&mut self, broker: &Address) {
+        self.connections.remove(broker);
+        self.distrusted = Some(broker.clone());
+    }
+
+    /// Brokers, and those of the topics that exist.
+    pub(super) async fn cluster(&mut self, topics: &[Arc<str>]) -> Result<Cluster, AdminError> {
+        let topics = topics.iter().map(|name| MetadataRequestTopic::default().with_name(Some(topic_name(name))));
+        let request =
+            MetadataRequest::default().with_topics(Some(topics.collect())).with_allow_auto_topic_creation(false);
+        let answer = self.ask_any(&request).await?;
+        let mut cluster = Cluster { controller: answer.controller_id.0, ..Cluster::default() };
+        for broker in answer.brokers {
+            let port = u16::try_from(broker.port).unwrap_or(0);
+            cluster.brokers.insert(broker.node_id.0, Address { host: broker.host.to_string(), port });
+        }
+        for topic in answer.topics {
+            let Some(name) = topic.name.as_ref().map(|name| name.to_string()) else {
+                continue;
+            };
+            match ResponseError::try_from_code(topic.error_code) {
+                None => {
+                    cluster.topics.insert(name, replicas(&topic));
+                }
+                // It does not exist, or not everywhere yet.
+                Some(ResponseError::UnknownTopicOrPartition | ResponseError::LeaderNotAvailable) => {}
+                Some(error) => return Err(AdminError::refused(format!("topic {name}"), error, None)),
+            }
+        }
+        self.known = cluster.brokers.values().cloned().collect();
+        self.connections.retain(|address, _| self.known.contains(address) || is_bootstrap(&self.config, address));
+        Ok(cluster)
+    }
+
+    /// The broker that the configured group belongs to.
+    pub(super) async fn coordinator(&mut self) -> Result<Address, AdminError> {
+        let request = FindCoordinatorRequest::default().with_key(text(&self.config.group));
+        let answer = self.ask_any(&request).await?;
+        if let Some(error) = ResponseError::try_from_code(answer.error_code) {
+            let what = format!("group {}", self.config.group);
+            return Err(AdminError::refused(what, error, answer.error_message.as_deref()));
+        }
+        Ok(Address { host: answer.host.to_string(), port: u16::try_from(answer.port).unwrap_or(0) })
+    }
+
+    /// Makes the topics that do not exist, with configurations of their own. The replication that they got is
+    /// answered: a small cluster has fewer brokers than replicas are asked for.
+    pub(super) async fn create_topics(&mut self, topics: &[NewTopic]) -> Result<i16, AdminError> {
+        let cluster = self.cluster(&[]).await?;
+        let brokers = i16::try_from(cluster.brokers.len()).unwrap_or(i16::MAX);
+        let replication = self.config.replication.min(brokers).max(1);
+        let request = CreateTopicsRequest::default()
+            .with_timeout_ms(milliseconds(self.config.request_timeout))
+            .with_topics(topics.iter().map(|topic| self.creatable(topic, replication)).collect());
+        let controller = cluster.brokers.get(&cluster.controller).or(cluster.brokers.values().next());
+        let controller = controller.ok_or(AdminError::NoBrokers)?.clone();
+        let answer = self.ask(&controller, &request, 2 * self.config.request_timeout).await?;
+        for topic in answer.topics {
+            match ResponseError::try_from_code(topic.error_code) {
+                None | Some(ResponseError::TopicAlreadyExists) => {}
+                Some(error) => {
+                    let what = format!("topic {} cannot be made", topic.name.as_str());
+                    return Err(AdminError::refused(what, error, topic.error_message.as_deref()));
+                }
+            }
+        }
+        Ok(replication)
+    }
+
+    fn creatable(&self, topic: &NewTopic, replication: i16) -> CreatableTopic {
+        let min_insync = self.config.min_insync.min(replication - 1).max(1);
+        let retention = self.config.retention.as_millis().to_string();
+        let message_bytes = DEFAULT_MAX_MESSAGE_BYTES.max(self.config.max_record_bytes + BATCH_OVERHEAD_BYTES);
+        let mut configs = vec![
+            ("min.insync.replicas", min_insync.to_string()),
+            ("unclean.leader.election.enable", "false".to_owned()),
+            ("max.message.bytes", message_bytes.to_string()),
+            ("compression.type", "producer".to_owned()),
+        ];
+        match topic.kind {
+            TopicKind::Tasks => configs.extend([
+                ("cleanup.policy", "delete".to_owned()),
+                ("retention.ms", retention),
+                ("retention.bytes", "-1".to_owned()),
+            ]),
+            TopicKind::Table => configs.push(("cleanup.policy", "compact".to_owned())),
+        }
+        let configs = configs.into_iter().map(|(name, value)| {
+            CreatableTopicConfig::default()
+                .with_name(StrBytes::from_static_str(name))
+                .with_value(Some(StrBytes::from_string(value)))
+        });
+        CreatableTopic::default()
+            .with_name(topic_name(&topic.name))
+            .with_num_partitions(topic.partitions)
+            .with_replication_factor(replication)
+            .with_configs(configs.collect())
+    }
+
+    /// What about these topics breaks a promise or will; a topic that does not exist has nothing.
+    pub(super) async fn inspect(&mut self, topics: &[(Arc<str>, TopicKind)]) -> Result<Vec<Finding>, AdminError> {
+        let names: Vec<Arc<str>> = topics.iter().map(|(name, _)| name.clone()).collect();
+        let cluster = self.cluster(&names).await?;
+        let existing: Vec<_> = topics.iter().filter(|(name, _)| cluster.topics.contains_key(&**name)).collect();
+        let resources = existing.iter().map(|(name, _)| {
+            DescribeConfigsResource::default()
+                .with_resource_type(TOPIC_RESOURCE)
+                .with_resource_name(text(name))
+                .with_configuration_keys(Some(findings::KEYS.map(StrBytes::from_static_str).to_vec()))
+        });
+        let request = DescribeConfigsRequest::default().with_resources(resources.collect());
+        let answer = self.ask_any(&request).await?;
+        let mut found = Vec::new();
+        for (name, kind) in existing {
+            let described = answer.results.iter().find(|result| result.resource_name.as_str() == &**name);
+            let partitions = &cluster.topics[&**name];
+            let topic = findings::Topic {
+                name,
+                kind: *kind,
+                brokers: cluster.brokers.len(),
+                replication: partitions.values().map(|replicas| replicas.count).min().unwrap_or(0),
+                configs: described.filter(|result| result.error_code == 0).map(|result| {
+                    let pairs = result
+                        .configs
+                        .iter()
+                        .map(|config| (config.name.as_str(), config.value.as_ref().map_or("", |value| value.as_str())));
+                    pairs.collect()
+                }),
+            };
+            found.extend(topic.findings(&self.config));
+        }
+        found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+        Ok(found)
+    }
+
+    /// The offsets of a topic's partitions at a moment; none where it has no record that is not older.
+    pub(super) async fn offsets(&mut self, topic: &Arc<str>, at: At) -> Result<BTreeMap<i32, Option<i64>>, AdminError> {
+        let cluster = self.cluster(std::slice::from_ref(topic)).await?;
+        let mut by_leader: BTreeMap<i32, Vec<ListOffsetsPartition>> = BTreeMap::new();
+        for (&index, replicas) in cluster.topics.get(&**topic).into_iter().flatten() {
+            let Some(leader) = replicas.leader else {
+                let what = format!("{topic}/{index}");
+                return Err(AdminError::refused(what, ResponseError::LeaderNotAvailable, None));
+            };
+            let timestamp = match at {
+                At::Earliest => -2,
+                At::Latest => -1,
+                At::Time(time) => time,
+            };
+            by_leader
+                .entry(leader)
+                .or_default()
+                .push(ListOffsetsPartition::default().with_partition_index(index).with_timestamp(timestamp));
+        }
+        let mut offsets = BTreeMap::new();
+        for (leader, partitions) in by_leader {
+            let request = ListOffsetsRequest::default().with_replica_id(BrokerId(-1)).with_topics(vec![
+                ListOffsetsTopic::default().with_name(topic_name(topic)).with_partitions(partitions),
+            ]);
+            let address = cluster
+                .brokers
+                .get(&leader)
+                .ok_or_else(|| AdminError::refused(format!("{topic}"), ResponseError::LeaderNotAvailable, None))?;
+            let answer = self.ask(address, &request, self.config.request_timeout).await?;
+            for partition in answer.topics.into_iter().flat_map(|topic| topic.partitions) {
+                if let Some(error) = ResponseError::try_from_code(partition.error_code) {
+                    return Err(AdminError::refused(format!("{topic}/{}", partition.partition_index), error, None));
+                }
+                offsets.insert(partition.partition_index, (partition.offset >= 0).then_some(partition.offset));
+            }
+        }
+        Ok(offsets)
+    }
+
+    /// How many members the configured group has; none while it does not exist.
+    pub(super) async fn group_size(&mut self) -> Result<usize, AdminError> {
+        let coordinator = self.coordinator().await?;
+        let request = DescribeGroupsRequest::default().with_groups(vec![group_id(&self.config)]);
+        let answer = self.ask(&coordinator, &request, self.config.request_timeout).await?;
+        let Some(group) = answer.groups.into_iter().next() else {
+            return Ok(0);
+        };
+        match ResponseError::try_from_code(group.error_code) {
+            None => Ok(group.members.len()),
+            Some(ResponseError::GroupIdNotFound) => Ok(0),
+            Some(error) => Err(AdminError::refused(format!("group {}", self.config.group), error, None)),
+        }
+    }
+
+    /// What the configured group has stored for a topic, whoever owns it; none where it has stored nothing.
+    pub(super) async fn committed(
+        &mut self,
+        topic: &Arc<str>,
+        partitions: Vec<i32>,
+    ) -> Result<BTreeMap<i32, Option<Committed>>, AdminError> {
+        let coordinator = self.coordinator().await?;
+        let topics =
+            vec![OffsetFetchRequestTopic::default().with_name(topic_name(topic)).with_partition_indexes(partitions)];
+        let request = OffsetFetchRequest::default().with_group_id(group_id(&self.config)).with_topics(Some(topics));
+        let answer = self.ask(&coordinator, &request, self.config.request_timeout).await?;
+        if let Some(error) = ResponseError::try_from_code(answer.error_code) {
+            return Err(AdminError::refused(format!("group {}", self.config.group), error, None));
+        }
+        let mut stored = BTreeMap::new();
+        for partition in answer.topics.into_iter().flat_map(|topic| topic.partitions) {
+            if let Some(error) = ResponseError::try_from_code(partition.error_code) {
+                return Err(AdminError::refused(format!("{topic}/{}", partition.partition_index), error, None));
+            }
+            let committed = (partition.committed_offset >= 0).then(|| Committed {
+                offset: partition.committed_offset,
+                metadata: partition.metadata.map(|metadata| metadata.to_string()).unwrap_or_default(),
+            });
+            stored.insert(partition.partition_index, committed);
+        }
+        Ok(stored)
+    }
+
+    /// Asks whichever broker answers: those there is a connection to first.
+    async fn ask_any<C: Call>(&mut self, request: &C) -> Result<C::Answer, AdminError> {
+        let mut brokers: Vec<Address> = self.connections.keys().cloned().collect();
+        for text in &self.config.brokers {
+            brokers.push(Address::parse(text)?);
+        }
+        brokers.extend(self.known.iter().cloned());
+        brokers.sort_by_key(|broker| self.distrusted.as_ref() == Some(broker));
+        let mut tried = BTreeSet::new();
+        let mut failure = None;
+        for broker in brokers {
+            if !tried.insert(broker.clone()) {
+                continue;
+            }
+            match self.ask(&broker, request, self.config.request_timeout).await {
+                Ok(answer) => return Ok(answer),
+                // What only a person can end is told before what may pass.
+                Err(error) if failure.as_ref().is_none_or(|known: &AdminError| !known.is_permanent()) => {
+                    failure = Some(error);
+                }
+                Err(_) => {}
+            }
+        }
+        Err(failure.unwrap_or(AdminError::NoBrokers))
+    }
+
+    /// Asks one broker, on the connection to it or, if that has ended, on a new one.
+    async fn ask<C: Call>(&mut self, broker: &Address, request: &C, within: Duration) -> Result<C::Answer, AdminError> {
+        if let Some(mut connection) = self.connections.remove(broker) {
+            match connection.call(request, within).await {
+                Ok(answer) => {
+                    self.connections.insert(broker.clone(), connection);
+                    return Ok(answer);
+                }
+                // Brokers close connections that were quiet for long.
+                Err(WireError::Closed { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let mut connection = self.dialer.connect(broker).await?;
+        let answer = connection.call(request, within).await?;
+        self.connections.insert(broker.clone(), connection);
+        Ok(answer)
+    }
+}
+
+fn replicas(topic: &MetadataResponseTopic) -> BTreeMap<i32, Replicas> {
+    let partitions = topic.partitions.iter().map(|partition| {
+        let replicas = Replicas {
+            leader: (partition.leader_id.0 >= 0).then_some(partition.leader_id.0),
+            count: partition.replica_nodes.len(),
+            in_sync: partition.isr_nodes.len(),
+        };
+        (partition.partition_index, replicas)
+    });
+    partitions.collect()
+}
+
+fn is_bootstrap(config: &Config, address: &Address) -> bool {
+    config.brokers.iter().any(|text| Address::parse(text).is_ok_and(|parsed| parsed == *address))
+}
+
+pub(super) fn text(text: &Arc<str>) -> StrBytes {
+    StrBytes::from_string(text.to_string())
+}
+
+pub(super) fn topic_name(name: &Arc<str>) -> TopicName {
+    TopicName(text(name))
+}
+
+pub(super) fn group_id(config: &Config) -> GroupId {
+    GroupId(text(&config.group))
+}
+
+pub(super) fn milliseconds(duration: Duration) -> i32 {
+    i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests;

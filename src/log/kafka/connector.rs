@@ -1,0 +1,191 @@
+//! The clients of the library: made when first needed, with a deadline around each of their calls, and thrown away once
+//! one may be stuck. A client that was thrown away closes its connections when the last call on it ends.
+//!
+//! The library has no timeouts, and tries a call again for as long as it takes; here it is told to try once, so that
+//! whoever calls knows what became of each attempt. All of its connections are made here, and thus by the same rules.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use rskafka::{
+    BackoffConfig,
+    client::{
+        Client, ClientBuilder,
+        error::Error,
+        partition::{Compression, OffsetAt, PartitionClient, UnknownTopicHandling},
+    },
+    record::{Record, RecordAndOffset},
+    topic::Topic,
+};
+use tokio::time::{Instant, error::Elapsed, timeout, timeout_at};
+
+use super::{
+    config::Config,
+    failure::{Cause, Failure},
+    nodelay,
+};
+
+/// The largest answer that is read: a fetch asks for much less, but gets one batch of records whole.
+const MAX_ANSWER_BYTES: usize = 32 << 20;
+
+/// Adds TLS and a login to what builds a client.
+pub(super) type Secure = Arc<dyn Fn(ClientBuilder) -> ClientBuilder + Send + Sync>;
+
+/// Makes clients for one purpose. Producing and fetching have one each, as a fetch that waits for records holds up what
+/// is asked for behind it.
+pub(super) struct Connector {
+    config: Arc<Config>,
+    secure: Secure,
+    current: Mutex<Current>,
+    /// Held while a client is made.
+    making: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Current {
+    client: Option<Arc<Client>>,
+    /// Counts clients.
+    generation: u64,
+}
+
+/// A connection to the broker that leads a partition.
+pub(super) struct Leader {
+    client: PartitionClient,
+    generation: u64,
+}
+
+impl Connector {
+    pub(super) fn new(config: Arc<Config>, secure: Secure) -> Self {
+        Self { config, secure, current: Mutex::default(), making: tokio::sync::Mutex::default() }
+    }
+
+    /// Connects to the broker that leads a partition.
+    pub(super) async fn leader(&self, topic: &str, partition: u32) -> Result<Leader, Failure> {
+        let (generation, client) = self.client().await?;
+        let index = i32::try_from(partition).expect("Kafka counts partitions in 31 bits");
+        let connecting = client.partition_client(topic, index, UnknownTopicHandling::Error);
+        match self.settle(generation, timeout(self.attempt(), connecting).await) {
+            Ok(client) => {
+                // Before anything large is sent.
+                if let Err(error) = nodelay::set_on_new_connections(self.config.connect_timeout * 4) {
+                    tracing::warn!("Requests to Kafka may be slow: /proc/self/fd cannot be read: {error}");
+                }
+                Ok(Leader { client, generation })
+            }
+            Err(failure) => {
+                // Who the library takes for the leader may be a memory that it does not correct by itself.
+                if failure.cause() == Cause::Moved {
+                    let _ = self.topics().await;
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// All topics of the cluster, and in passing what the library knows of their leaders.
+    pub(super) async fn topics(&self) -> Result<Vec<Topic>, Failure> {
+        let (generation, client) = self.client().await?;
+        self.settle(generation, timeout(self.attempt(), client.list_topics()).await)
+    }
+
+    /// The client from which this leader came is not used again: it may know too little, or be stuck.
+    pub(super) fn discard(&self, leader: Leader) {
+        self.discard_generation(leader.generation);
+    }
+
+    async fn client(&self) -> Result<(u64, Arc<Client>), Failure> {
+        if let Some(found) = self.present() {
+            return Ok(found);
+        }
+        let _making = self.making.lock().await;
+        if let Some(found) = self.present() {
+            return Ok(found);
+        }
+        let builder = ClientBuilder::new(self.config.brokers.clone())
+            .client_id(self.config.client_id.clone())
+            .max_message_size(MAX_ANSWER_BYTES)
+            .backoff_config(once());
+        let client = timeout(self.attempt(), (self.secure)(builder).build()).await??;
+        let client = Arc::new(client);
+        let mut current = self.current();
+        current.generation += 1;
+        current.client = Some(client.clone());
+        Ok((current.generation, client))
+    }
+
+    fn present(&self) -> Option<(u64, Arc<Client>)> {
+        let current = self.current();
+        current.client.clone().map(|client| (current.generation, client))
+    }
+
+    /// What came of a call; a client that may be stuck is given up.
+    fn settle<T>(&self, generation: u64, result: Result<Result<T, Error>, Elapsed>) -> Result<T, Failure> {
+        let result = result.map_err(|_: Elapsed| Failure::Late).and_then(|result| result.map_err(Failure::from));
+        if result.as_ref().is_err_and(|failure| failure.cause() == Cause::Broken) {
+            self.discard_generation(generation);
+        }
+        result
+    }
+
+    fn discard_generation(&self, generation: u64) {
+        let mut current = self.current();
+        if current.generation == generation {
+            current.client = None;
+        }
+    }
+
+    /// How long one attempt may take: of several addresses one may lead nowhere, and then there must be time for another.
+    fn attempt(&self) -> Duration {
+        self.config.connect_timeout.min(self.config.produce_timeout / 3)
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().expect("nothing panics while it holds this lock")
+    }
+}
+
+impl Leader {
+    /// Appends the records as one batch, and answers the offset of the first.
+    pub(super) async fn produce(&self, records: Vec<Record>, deadline: Instant) -> Result<u64, Failure> {
+        let offsets = timeout_at(deadline, self.client.produce(records, Compression::NoCompression)).await??;
+        Ok(offset(offsets.first().copied().unwrap_or_default()))
+    }
+
+    /// Records from an offset on, and the offset after the last one that is durable. Waits at most `wait` for a record.
+    pub(super) async fn fetch(
+        &self,
+        offset: u64,
+        max_bytes: usize,
+        wait: Duration,
+        deadline: Instant,
+    ) -> Result<(Vec<RecordAndOffset>, u64), Failure> {
+        let from = i64::try_from(offset).expect("Kafka counts records in 63 bits");
+        let bytes = 1..i32::try_from(max_bytes).unwrap_or(i32::MAX).max(2);
+        let wait = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
+        let (records, end) = timeout_at(deadline, self.client.fetch_records(from, bytes, wait)).await??;
+        Ok((records, self::offset(end)))
+    }
+
+    /// The offset of the oldest record that is still there.
+    pub(super) async fn earliest(&self, deadline: Instant) -> Result<u64, Failure> {
+        Ok(offset(timeout_at(deadline, self.client.get_offset(OffsetAt::Earliest)).await??))
+    }
+
+    /// The offset after the last record that a reader may see.
+    pub(super) async fn latest(&self, deadline: Instant) -> Result<u64, Failure> {
+        Ok(offset(timeout_at(deadline, self.client.get_offset(OffsetAt::Latest)).await??))
+    }
+}
+
+/// Brokers answer -1 where there is nothing to say.
+fn offset(answered: i64) -> u64 {
+    u64::try_from(answered).unwrap_or(0)
+}
+
+/// One attempt: its backoff is over before it begins.
+fn once() -> BackoffConfig {
+    let moment = Duration::from_millis(1);
+    BackoffConfig { init_backoff: moment, max_backoff: moment, base: 3.0, deadline: Some(Duration::ZERO) }
+}

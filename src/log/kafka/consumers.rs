@@ -1,0 +1,272 @@
+//! Who in this process works on which partitions. The process is one member of the group, for the queues of all of its
+//! targets, so that a partition of each lane goes to the same process; each target's worker hears of its own queues.
+//!
+//! ```text
+//! group ──events──▶ dispatcher ──┬─▶ stream of the worker of `default`
+//!                                ├─▶ stream of the worker of `sessions`
+//!                                └─▶ parked, until somebody asks for those queues
+//! ```
+//!
+//! Invariant: what was assigned is held under an epoch of ours, which no other assignment of the process ever had; the
+//! group counts its own anew in each membership.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use super::{
+    Inner,
+    admin::Committed,
+    fetcher::Fetcher,
+    group::{Event, Group, GroupTopic, Standing},
+    queue_of,
+};
+use crate::log::{Assigned, Assignment, Checkpoint, Epoch, Partition, QueueName};
+
+/// Assignments that a worker has not taken.
+const QUEUED: usize = 16;
+
+#[derive(Default)]
+pub(super) struct Consumers {
+    state: Mutex<State>,
+    /// Held while a membership begins.
+    joining: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct State {
+    last_epoch: u64,
+    held: HashMap<Partition, Holding>,
+    listeners: Vec<Listener>,
+    /// Assigned partitions that nobody has asked for yet.
+    parked: Vec<Assigned>,
+    membership: Option<Membership>,
+}
+
+/// An assigned partition.
+#[derive(Clone)]
+pub(super) struct Holding {
+    epoch: Epoch,
+    pub(super) epoch_in_group: Epoch,
+    pub(super) group: Arc<Group>,
+    pub(super) topic: Arc<str>,
+}
+
+/// One who works on queues.
+struct Listener {
+    queues: Vec<QueueName>,
+    assignments: mpsc::Sender<Assignment>,
+}
+
+struct Membership {
+    group: Arc<Group>,
+    queues: Vec<QueueName>,
+    dispatcher: JoinHandle<()>,
+}
+
+impl Membership {
+    /// Leaves the group. No event of it is told any more.
+    async fn end(self) {
+        self.dispatcher.abort();
+        // It was told to end, or has ended before.
+        let _ = self.dispatcher.await;
+        self.group.leave().await;
+    }
+}
+
+impl Consumers {
+    /// What is held, if it is held under that epoch.
+    pub(super) fn holding(&self, partition: &Partition, epoch: Epoch) -> Option<Holding> {
+        self.state().held.get(partition).filter(|holding| holding.epoch == epoch).cloned()
+    }
+
+    /// Leaves the group; the streams end.
+    pub(super) async fn leave(&self) {
+        let membership = self.state().membership.take();
+        if let Some(membership) = membership {
+            membership.end().await;
+        }
+        let mut state = self.state();
+        *state = State { last_epoch: state.last_epoch, ..State::default() };
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics while it holds this lock")
+    }
+}
+
+impl Inner {
+    /// Begins to hear of the partitions of these queues. Whoever listened for one of them before hears no more, and
+    /// they are assigned anew.
+    pub(super) async fn listen(self: &Arc<Self>, queues: Vec<QueueName>) -> mpsc::Receiver<Assignment> {
+        let _joining = self.consumers.joining.lock().await;
+        let (assignments, received) = mpsc::channel(QUEUED);
+        let (wanted, earlier) = {
+            let mut state = self.consumers.state();
+            let shares = |listener: &Listener| listener.queues.iter().any(|queue| queues.contains(queue));
+            let is_repeated = state.listeners.iter().any(shares);
+            state.listeners.retain(|listener| !shares(listener) && !listener.assignments.is_closed());
+            let wanted = self.wanted(&state.listeners, &queues);
+            let is_member = |membership: &Membership| wanted.iter().all(|queue| membership.queues.contains(queue));
+            if !is_repeated && state.membership.as_ref().is_some_and(is_member) {
+                let (ours, others) =
+                    state.parked.drain(..).partition(|assigned| queues.contains(&assigned.partition.queue));
+                state.parked = others;
+                let ours: Vec<Assigned> = ours;
+                // More than a channel takes at once.
+                let (assignments, received) = mpsc::channel(QUEUED.max(ours.len()));
+                for assigned in ours {
+                    let _ = assignments.try_send(Assignment::Assigned(assigned));
+                }
+                state.listeners.push(Listener { queues, assignments });
+                return received;
+            }
+            (wanted, state.membership.take())
+        };
+        if let Some(earlier) = earlier {
+            earlier.end().await;
+            self.lose_all().await;
+        }
+        self.consumers.state().listeners.push(Listener { queues, assignments });
+        self.make_missing_topics(&wanted).await;
+        self.join(wanted);
+        received
+    }
+
+    /// The queues of all who listen, and those of all targets that this process knows.
+    fn wanted(&self, listeners: &[Listener], more: &[QueueName]) -> Vec<QueueName> {
+        let of_targets = self
+            .identities
+            .keys()
+            .flat_map(|target| super::LANES.map(|lane| QueueName { target: target.clone(), lane }));
+        let listened = listeners.iter().flat_map(|listener| &listener.queues).chain(more).cloned();
+        let mut wanted: Vec<QueueName> = of_targets.chain(listened).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        wanted
+    }
+
+    fn join(self: &Arc<Self>, queues: Vec<QueueName>) {
+        let topics = queues.iter().map(|queue| GroupTopic {
+            name: self.topic_of(queue).into(),
+            target: queue.target.clone(),
+            fingerprint: self.identities.get(&queue.target).unwrap_or(&queue.target).clone(),
+        });
+        let (group, events) = Group::join(self.config.clone(), self.security.clone(), topics.collect());
+        let group = Arc::new(group);
+        let dispatcher = tokio::spawn(dispatch(self.clone(), group.clone(), events));
+        self.consumers.state().membership = Some(Membership { group, queues, dispatcher });
+    }
+
+    /// Nothing is held any more: whoever worked on something hears it.
+    async fn lose_all(&self) {
+        let lost: Vec<Partition> = {
+            let mut state = self.consumers.state();
+            state.parked.clear();
+            state.held.drain().map(|(partition, _)| partition).collect()
+        };
+        for partition in lost {
+            self.tell(Assignment::Lost { partition }).await;
+        }
+    }
+
+    async fn tell(&self, assignment: Assignment) {
+        let queue = match &assignment {
+            Assignment::Assigned(Assigned { partition, .. })
+            | Assignment::Revoking { partition, .. }
+            | Assignment::Lost { partition } => &partition.queue,
+        };
+        let listener = {
+            let state = self.consumers.state();
+            let listener = state.listeners.iter().find(|listener| listener.queues.contains(queue));
+            listener.map(|listener| listener.assignments.clone())
+        };
+        match (listener, assignment) {
+            // One that is gone needs to hear nothing.
+            (Some(listener), assignment) => drop(listener.send(assignment).await),
+            (None, Assignment::Assigned(assigned)) => self.consumers.state().parked.push(assigned),
+            (None, Assignment::Revoking { partition, .. } | Assignment::Lost { partition }) => {
+                self.consumers.state().parked.retain(|assigned| assigned.partition != partition);
+            }
+        }
+    }
+
+    /// What an event of the group means to the consumer.
+    fn assignment(&self, group: &Arc<Group>, event: Event) -> Option<Assignment> {
+        let partition = |topic: &str, index: i32| {
+            Some(Partition { queue: queue_of(&self.config.topic, topic)?, index: u32::try_from(index).ok()? })
+        };
+        match event {
+            Event::Assigned { topic, partition: index, epoch: epoch_in_group, committed, lease } => {
+                let partition = partition(&topic, index)?;
+                let checkpoint = committed.map(|committed| checkpoint_of(&partition, committed));
+                let from = checkpoint.as_ref().map(|checkpoint| checkpoint.watermark);
+                self.source.depths.note_finished(&topic, partition.index, from.unwrap_or(0));
+                let reader = Box::new(Fetcher::new(self.source.clone(), (topic.clone(), partition.index), from));
+                let mut state = self.consumers.state();
+                state.last_epoch += 1;
+                let epoch = Epoch(state.last_epoch);
+                let holding = Holding { epoch, epoch_in_group, group: group.clone(), topic };
+                state.held.insert(partition.clone(), holding);
+                Some(Assignment::Assigned(Assigned { partition, epoch, checkpoint, lease, reader }))
+            }
+            Event::Revoking { topic, partition: index, done } => {
+                Some(Assignment::Revoking { partition: partition(&topic, index)?, done })
+            }
+            Event::Lost { topic, partition: index } => {
+                let partition = partition(&topic, index)?;
+                self.consumers.state().held.remove(&partition);
+                Some(Assignment::Lost { partition })
+            }
+        }
+    }
+}
+
+/// Hands a membership's events on until it ends.
+async fn dispatch(inner: Arc<Inner>, group: Arc<Group>, mut events: mpsc::Receiver<Event>) {
+    let closing = inner.source.closing.clone();
+    while let Some(Some(event)) = closing.run_until_cancelled(events.recv()).await {
+        if let Some(assignment) = inner.assignment(&group, event) {
+            inner.tell(assignment).await;
+        }
+    }
+    if let Standing::Failed { reason } = &*group.standing().borrow() {
+        inner.failure.send_replace(Some(reason.clone()));
+    }
+}
+
+/// What was committed. Whoever resets a group's offsets by hand commits no words beside them: then nothing above the
+/// watermark is known to be finished.
+fn checkpoint_of(partition: &Partition, committed: Committed) -> Checkpoint {
+    let Committed { offset, metadata } = committed;
+    let state = BASE64_STANDARD.decode(&metadata).unwrap_or_else(|_| {
+        tracing::warn!("What was committed beside the offset of {partition} is not ours: only the offset is taken");
+        Vec::new()
+    });
+    Checkpoint { watermark: u64::try_from(offset).unwrap_or(0), state: state.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::log::conformance::queue;
+
+    #[test]
+    fn words_of_others_beside_an_offset_are_no_checkpoint() {
+        let partition = Partition { queue: queue("normal"), index: 0 };
+        let check = |metadata: &str, state: &'static [u8]| {
+            let committed = Committed { offset: 7, metadata: metadata.to_owned() };
+            let expected = Checkpoint { watermark: 7, state: Bytes::from_static(state) };
+            assert_eq!(checkpoint_of(&partition, committed), expected);
+        };
+        check("AP8=", &[0, 255]);
+        check("", b"");
+        check("reset by hand", b"");
+    }
+}

@@ -1,0 +1,249 @@
+//! Reads one partition: fetches ahead of what was handed out by one answer at most, whole batches of records as brokers
+//! send them.
+//!
+//! Offsets have holes: those of control records, and of what a compaction took. Where an answer has no record though
+//! there is something to read, the next offset is tried, and not before it is certain that this one has none: a
+//! transaction may have been open when the fetch was answered, and closed since.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    connector::{Connector, Leader},
+    depths::{Depths, Place},
+    failure::{Cause, Failure},
+    record::from_kafka,
+};
+use crate::log::{Entry, ReadError, Reader};
+
+/// One answer has at most this many bytes, or one batch of records.
+const FETCH_BYTES: usize = 256 << 10;
+/// How long a broker waits for a record before it answers that there is none.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// How long the last look may take after the log was closed.
+const LAST_LOOK: Duration = Duration::from_secs(1);
+
+/// What the readers of a log share.
+#[derive(Clone)]
+pub(super) struct Source {
+    pub(super) connector: Arc<Connector>,
+    pub(super) depths: Arc<Depths>,
+    /// Records that were deleted before they were read.
+    pub(super) lost: Arc<AtomicU64>,
+    pub(super) closing: CancellationToken,
+    /// How long an answer may take that nobody has to wait for.
+    pub(super) patience: Duration,
+}
+
+/// A [`Reader`] of one partition.
+pub(super) struct Fetcher {
+    source: Source,
+    place: Place,
+    cursor: Cursor,
+    /// A fetch under way, with the cursor; kept here, so that a dropped future loses nothing.
+    fetching: Option<BoxFuture<'static, (Cursor, Result<Vec<Entry>, Failure>)>>,
+    /// Fetched, and over the caller's bound.
+    held: VecDeque<Entry>,
+}
+
+/// Where reading goes on, and over which connection.
+#[derive(Default)]
+struct Cursor {
+    leader: Option<Leader>,
+    /// None before the first fetch of a partition that is read from its beginning.
+    next: Option<u64>,
+}
+
+impl Fetcher {
+    /// Reads from an offset on, or from the oldest record that there is.
+    pub(super) fn new(source: Source, place: Place, from: Option<u64>) -> Self {
+        let cursor = Cursor { leader: None, next: from };
+        Self { source, place, cursor, fetching: None, held: VecDeque::new() }
+    }
+
+    async fn read(&mut self, max_bytes: usize) -> Result<Vec<Entry>, ReadError> {
+        while self.held.is_empty() {
+            let closing = self.source.closing.clone();
+            let fetched = match closing.run_until_cancelled(self.fetch()).await {
+                Some(fetched) => fetched,
+                None => self.look_once_more().await?,
+            };
+            self.held.extend(fetched.map_err(|failure| ReadError::Unavailable { reason: failure.to_string() })?);
+        }
+        Ok(self.hand_out(max_bytes))
+    }
+
+    /// The next entries below `end`; none when there are no more.
+    pub(super) async fn next_below(&mut self, end: u64) -> Result<Option<Vec<Entry>>, ReadError> {
+        while self.held.is_empty() {
+            if self.cursor.next.is_some_and(|next| next >= end) {
+                return Ok(None);
+            }
+            let entries = self.fetch().await;
+            let entries = entries.map_err(|failure| ReadError::Unavailable { reason: failure.to_string() })?;
+            self.held.extend(entries.into_iter().filter(|entry| entry.offset < end));
+        }
+        Ok(Some(self.held.drain(..).collect()))
+    }
+
+    /// What the next answer brings.
+    async fn fetch(&mut self) -> Result<Vec<Entry>, Failure> {
+        let fetching = self.fetching.get_or_insert_with(|| {
+            let cursor = std::mem::take(&mut self.cursor);
+            Box::pin(step(self.source.clone(), self.place.clone(), cursor, LONGEST_WAIT))
+        });
+        let (cursor, fetched) = fetching.await;
+        self.fetching = None;
+        self.cursor = cursor;
+        fetched
+    }
+
+    /// When the log closes: what is there already can still be read.
+    async fn look_once_more(&mut self) -> Result<Result<Vec<Entry>, Failure>, ReadError> {
+        if let Some(fetching) = self.fetching.take() {
+            // It waits for records to come, unless it was answered by now; and it has the cursor.
+            match futures_util::FutureExt::now_or_never(fetching) {
+                Some((cursor, fetched)) => {
+                    self.cursor = cursor;
+                    if fetched.as_ref().is_ok_and(|entries| !entries.is_empty()) {
+                        return Ok(fetched);
+                    }
+                }
+                None => return Err(ReadError::Closed),
+            }
+        }
+        let cursor = std::mem::take(&mut self.cursor);
+        let last = step(self.source.clone(), self.place.clone(), cursor, Duration::ZERO);
+        match timeout(LAST_LOOK, last).await {
+            Ok((cursor, Ok(entries))) if !entries.is_empty() => {
+                self.cursor = cursor;
+                Ok(Ok(entries))
+            }
+            _ => Err(ReadError::Closed),
+        }
+    }
+
+    fn hand_out(&mut self, max_bytes: usize) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        while let Some(entry) = self.held.pop_front() {
+            bytes += entry.record.size();
+            if bytes > max_bytes && !entries.is_empty() {
+                self.held.push_front(entry);
+                break;
+            }
+            entries.push(entry);
+        }
+        entries
+    }
+}
+
+impl Reader for Fetcher {
+    fn next(&mut self, max_bytes: usize) -> BoxFuture<'_, Result<Vec<Entry>, ReadError>> {
+        Box::pin(self.read(max_bytes))
+    }
+}
+
+/// Fetches once, with the cursor moved on by what came of it.
+async fn step(
+    source: Source,
+    place: Place,
+    mut cursor: Cursor,
+    wait: Duration,
+) -> (Cursor, Result<Vec<Entry>, Failure>) {
+    let leader = match cursor.leader.take() {
+        Some(leader) => leader,
+        None => match source.connector.leader(&place.0, place.1).await {
+            Ok(leader) => leader,
+            Err(failure) => return (cursor, Err(failure)),
+        },
+    };
+    let fetched = fetch(&source, &place, &leader, &mut cursor.next, wait).await;
+    match fetched.as_ref().map_err(Failure::cause) {
+        Err(Cause::Broken) => source.connector.discard(leader),
+        Err(Cause::Moved | Cause::Unknown) => {}
+        _ => cursor.leader = Some(leader),
+    }
+    (cursor, fetched)
+}
+
+async fn fetch(
+    source: &Source,
+    place: &Place,
+    leader: &Leader,
+    next: &mut Option<u64>,
+    wait: Duration,
+) -> Result<Vec<Entry>, Failure> {
+    let deadline = || Instant::now() + source.patience;
+    let from = match *next {
+        Some(from) => from,
+        None => *next.insert(leader.earliest(deadline()).await?),
+    };
+    let (records, end) = match leader.fetch(from, FETCH_BYTES, wait, deadline() + wait).await {
+        Err(failure) if failure.cause() == Cause::OutOfRange => {
+            *next = Some(oldest(source, place, leader, from, failure).await?);
+            return Ok(Vec::new());
+        }
+        fetched => fetched?,
+    };
+    source.depths.note_end(&place.0, place.1, end);
+    let mut entries: Vec<Entry> = records.into_iter().map(from_kafka).collect();
+    if entries.is_empty() && end > from {
+        let readable = leader.latest(deadline()).await?;
+        // Only now it is certain that what comes is all that there is below `readable`.
+        let (records, _) = leader.fetch(from, FETCH_BYTES, Duration::ZERO, deadline()).await?;
+        entries = records.into_iter().map(from_kafka).collect();
+        if entries.is_empty() && readable > from {
+            tracing::debug!(
+                kafka.topic = &*place.0,
+                "Offset {from} of partition {}/{} has no record",
+                place.0,
+                place.1
+            );
+            *next = Some(from + 1);
+        }
+    }
+    if let Some(last) = entries.last() {
+        *next = Some(last.offset + 1);
+    }
+    Ok(entries)
+}
+
+/// Where reading goes on when the partition has no record at `from` any more. What is gone is counted.
+async fn oldest(source: &Source, place: &Place, leader: &Leader, from: u64, failure: Failure) -> Result<u64, Failure> {
+    let (topic, partition) = place;
+    let oldest = leader.earliest(Instant::now() + source.patience).await?;
+    if oldest <= from {
+        // Beyond the end. A leader that was elected lately may not have heard of its own last records yet. Else the
+        // cluster has lost some, and others got their offsets: whoever takes them for finished would lose these too.
+        tracing::error!(
+            kafka.topic = &**topic,
+            kafka.partition = partition,
+            "Partition {topic}/{partition} ends before offset {from}, up to which it was read: it has lost records, or \
+             the topic was made anew; the group's offset must be reset"
+        );
+        return Err(failure);
+    }
+    source.lost.fetch_add(oldest - from, Ordering::Relaxed);
+    tracing::error!(
+        kafka.topic = &**topic,
+        kafka.partition = partition,
+        "Records {from} to {} of partition {topic}/{partition} were deleted before they were read: the topic's \
+         retention is too short",
+        oldest - 1
+    );
+    Ok(oldest)
+}
+
+#[cfg(test)]
+mod tests;

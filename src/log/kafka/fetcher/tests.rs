@@ -1,0 +1,250 @@
+//! Reading from real brokers.
+
+use std::{collections::BTreeMap, sync::atomic::AtomicI64};
+
+use futures_util::FutureExt;
+use jiff::Timestamp;
+use rskafka::{
+    client::{
+        ClientBuilder,
+        partition::{Compression, PartitionClient, UnknownTopicHandling},
+    },
+    record::Record as KafkaRecord,
+};
+
+use super::*;
+use crate::log::kafka::{
+    config::Config,
+    testing::{Kafka, unique},
+};
+
+const ALL: usize = usize::MAX;
+
+/// A topic of one partition, with a client that writes to it as any other would.
+struct Bench {
+    source: Source,
+    topic: Arc<str>,
+    client: PartitionClient,
+    /// What the next record says of the time. It goes in seconds, so that segments end soon.
+    clock: AtomicI64,
+}
+
+/// The first records are as old as this.
+const START: Duration = Duration::from_secs(3600);
+
+impl Bench {
+    async fn new(kafka: &Kafka, configs: &[(&str, &str)]) -> Self {
+        let topic: Arc<str> = unique("fetch").into();
+        kafka.create_topic(&topic, 1, configs);
+        let config = Arc::new(Config { brokers: vec![kafka.address()], topic: topic.clone(), ..Config::default() });
+        let client = ClientBuilder::new(config.brokers.clone()).build().await.expect("it is up");
+        let client = client.partition_client(&*topic, 0, UnknownTopicHandling::Retry).await.expect("it is there");
+        let source = Source {
+            connector: Arc::new(Connector::new(config.clone(), Arc::new(|builder| builder))),
+            depths: Arc::default(),
+            lost: Arc::default(),
+            closing: CancellationToken::new(),
+            patience: Duration::from_secs(5),
+        };
+        let start = Timestamp::now() - START;
+        Self { source, topic, client, clock: start.as_millisecond().into() }
+    }
+
+    async fn produce(&self, values: &[&str]) {
+        let timestamp = self.clock.fetch_add(1000, Ordering::Relaxed);
+        let record = |value: &&str| KafkaRecord {
+            key: Some(b"k".to_vec()),
+            value: Some(value.as_bytes().to_vec()),
+            headers: BTreeMap::new(),
+            timestamp: chrono::DateTime::from_timestamp_millis(timestamp).expect("it is in range"),
+        };
+        let records = values.iter().map(record).collect();
+        self.client.produce(records, Compression::NoCompression).await.expect("it is taken");
+    }
+
+    fn reader(&self, from: Option<u64>) -> Fetcher {
+        Fetcher::new(self.source.clone(), (self.topic.clone(), 0), from)
+    }
+}
+
+/// Reads until `count` records are there, over errors that pass.
+async fn read(reader: &mut Fetcher, count: usize) -> Vec<(u64, String)> {
+    let mut found = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while found.len() < count {
+        match tokio::time::timeout_at(deadline, reader.next(ALL)).await.expect("a record is due") {
+            Ok(entries) => found.extend(
+                entries.iter().map(|entry| (entry.offset, String::from_utf8_lossy(&entry.record.value).into_owned())),
+            ),
+            Err(error) => {
+                assert!(matches!(error, ReadError::Unavailable { .. }), "{error:?}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+    found
+}
+
+fn owned(found: &[(u64, &str)]) -> Vec<(u64, String)> {
+    found.iter().map(|(offset, value)| (*offset, (*value).to_owned())).collect()
+}
+
+#[tokio::test]
+async fn records_are_read_from_where_it_was_said_and_waited_for() {
+    let bench = Bench::new(Kafka::shared(), &[]).await;
+    bench.produce(&["a", "b", "c"]).await;
+    assert_eq!(read(&mut bench.reader(None), 3).await, owned(&[(0, "a"), (1, "b"), (2, "c")]));
+    // In the middle of a batch.
+    let mut reader = bench.reader(Some(1));
+    assert_eq!(read(&mut reader, 2).await, owned(&[(1, "b"), (2, "c")]));
+    let (found, ()) = tokio::join!(read(&mut reader, 1), bench.produce(&["d"]));
+    assert_eq!(found, owned(&[(3, "d")]));
+    assert_eq!(bench.source.depths.all()[0].1.end, 4);
+}
+
+#[tokio::test]
+async fn record_says_when_it_was_appended() {
+    let bench = Bench::new(Kafka::shared(), &[]).await;
+    let now = bench.clock.load(Ordering::Relaxed);
+    bench.produce(&["a"]).await;
+    let entries = bench.reader(None).next(ALL).await.expect("it can be read");
+    assert_eq!(entries[0].appended_at_ms, Some(now));
+}
+
+#[tokio::test]
+async fn what_is_over_the_bound_comes_next_time() {
+    let bench = Bench::new(Kafka::shared(), &[]).await;
+    bench.produce(&["aaaa", "bbbb", "cccc"]).await;
+    let mut reader = bench.reader(None);
+    let values = |entries: Vec<Entry>| entries.iter().map(|entry| entry.offset).collect::<Vec<_>>();
+    assert_eq!(values(reader.next(8).await.expect("it can be read")), [0, 1]);
+    assert_eq!(values(reader.next(1).await.expect("it can be read")), [2]);
+}
+
+#[tokio::test]
+async fn dropped_reads_lose_nothing_wherever_they_are_dropped() {
+    let bench = Bench::new(Kafka::shared(), &[]).await;
+    let mut reader = bench.reader(None);
+    let values: Vec<String> = (0..40).map(|n| n.to_string()).collect();
+    let mut found = Vec::new();
+    for (n, value) in values.iter().enumerate() {
+        bench.produce(&[value]).await;
+        let bound = Duration::from_micros(n as u64 * 40);
+        if let Ok(entries) = tokio::time::timeout(bound, reader.next(ALL)).await {
+            found.extend(entries.expect("it can be read").into_iter().map(|entry| entry.offset));
+        }
+    }
+    let left = values.len() - found.len();
+    found.extend(read(&mut reader, left).await.into_iter().map(|(offset, _)| offset));
+    assert_eq!(found, (0..40).collect::<Vec<u64>>());
+}
+
+#[tokio::test]
+async fn holes_that_a_compaction_left_are_stepped_over() {
+    let configs = [
+        ("cleanup.policy", "compact"),
+        ("min.cleanable.dirty.ratio", "0.01"),
+        ("segment.ms", "100"),
+        ("min.compaction.lag.ms", "0"),
+        ("max.compaction.lag.ms", "100"),
+        ("delete.retention.ms", "0"),
+    ];
+    let kafka = Kafka::start_with(|_| crate::log::kafka::testing::Setup {
+        properties: vec!["log.cleaner.backoff.ms=100".to_owned(), "log.initial.task.delay.ms=100".to_owned()],
+        ..Default::default()
+    });
+    let bench = Bench::new(&kafka, &configs).await;
+    for n in 0..30 {
+        bench.produce(&[&n.to_string()]).await;
+    }
+    // The segment being written is never compacted: each record may begin a new one.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut last = 29;
+    loop {
+        last += 1;
+        bench.produce(&[&last.to_string()]).await;
+        let mut reader = bench.reader(None);
+        let (offset, value) = read(&mut reader, 1).await.remove(0);
+        assert_eq!(value, offset.to_string());
+        if offset >= 29 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "nothing was compacted: the first record is {offset}");
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    // From a hole on, and from its middle.
+    for from in [0, 7] {
+        let found = read(&mut bench.reader(Some(from)), 1).await;
+        assert!(found[0].0 >= 29, "{found:?}");
+    }
+}
+
+#[tokio::test]
+async fn records_that_were_deleted_unread_are_counted() {
+    let bench = Bench::new(Kafka::shared(), &[]).await;
+    bench.produce(&["a", "b", "c", "d"]).await;
+    let mut reader = bench.reader(Some(1));
+    bench.client.delete_records(3, 10_000).await.expect("they are deleted");
+    assert_eq!(read(&mut reader, 1).await, owned(&[(3, "d")]));
+    assert_eq!(bench.source.lost.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn partition_that_ends_too_early_is_not_read_again() {
+    let bench = Bench::new(Kafka::shared(), &[]).await;
+    bench.produce(&["a"]).await;
+    let mut reader = bench.reader(Some(5));
+    for _ in 0..2 {
+        let error = reader.next(ALL).await.expect_err("there is no such offset");
+        assert!(
+            matches!(&error, ReadError::Unavailable { reason } if reason.contains("OffsetOutOfRange")),
+            "{error:?}"
+        );
+    }
+    assert_eq!(bench.source.lost.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn reading_goes_on_after_the_broker_died() {
+    let mut kafka = Kafka::start();
+    let bench = Bench::new(&kafka, &[]).await;
+    bench.produce(&["a"]).await;
+    let mut reader = bench.reader(None);
+    assert_eq!(read(&mut reader, 1).await, owned(&[(0, "a")]));
+    assert!(reader.next(ALL).now_or_never().is_none(), "a fetch waits");
+    kafka.kill9();
+    let error = reader.next(ALL).await.expect_err("it is gone");
+    assert!(matches!(error, ReadError::Unavailable { .. }), "{error:?}");
+    kafka.restart();
+    let ((), found) = tokio::join!(bench.produce(&["b"]), read(&mut reader, 1));
+    assert_eq!(found, owned(&[(1, "b")]));
+}
+
+#[tokio::test]
+async fn broker_that_hangs_is_given_up() {
+    let kafka = Kafka::start();
+    let mut bench = Bench::new(&kafka, &[]).await;
+    bench.source.patience = Duration::from_millis(100);
+    bench.produce(&["a"]).await;
+    let mut reader = bench.reader(None);
+    assert_eq!(read(&mut reader, 1).await, owned(&[(0, "a")]));
+    kafka.stop();
+    let error = reader.next(ALL).await.expect_err("it hangs");
+    assert_eq!(error, ReadError::Unavailable { reason: "no answer came in time".to_owned() });
+    kafka.cont();
+    let ((), found) = tokio::join!(bench.produce(&["b"]), read(&mut reader, 1));
+    assert_eq!(found, owned(&[(1, "b")]));
+}
+
+#[tokio::test]
+async fn closed_log_is_read_to_its_end() {
+    let bench = Bench::new(Kafka::shared(), &[]).await;
+    bench.produce(&["a"]).await;
+    let mut reader = bench.reader(None);
+    let mut waiting = bench.reader(Some(1));
+    assert!(waiting.next(ALL).now_or_never().is_none());
+    let close = async { bench.source.closing.cancel() };
+    assert_eq!(tokio::join!(waiting.next(ALL), close).0, Err(ReadError::Closed));
+    assert_eq!(reader.next(ALL).await.expect("it is there")[0].offset, 0);
+    assert_eq!(reader.next(ALL).await, Err(ReadError::Closed));
+}

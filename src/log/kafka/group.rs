@@ -1,0 +1,143 @@
+//! Membership in a consumer group: which partitions are this process's, for how long, and what is committed for them.
+//!
+//! The classic protocol, cooperative, with a protocol name and an assignor of our own. `member` decides (its module doc
+//! has the rules), `holdings` keeps what is owned, `commits` what waits to be committed, `assignor` what a leader gives
+//! to whom, and `subscription` how members say it. `task` asks the brokers and tells the consumer. Invariant: a lease
+//! that is valid means that no other member owns its partition.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{config::Config, security::Security};
+use crate::log::{CommitError, Epoch, Lease};
+
+mod assignor;
+mod commits;
+mod holdings;
+mod member;
+mod subscription;
+mod task;
+#[cfg(test)]
+mod tests;
+
+pub(super) use self::member::Standing;
+pub(super) use super::admin::Committed;
+
+/// Events that the consumer has not taken.
+const QUEUED_EVENTS: usize = 64;
+/// Commits that the task has not taken.
+const QUEUED_COMMANDS: usize = 64;
+
+/// A topic to have partitions of.
+#[derive(Clone, Debug)]
+pub(super) struct GroupTopic {
+    pub(super) name: Arc<str>,
+    /// Whose tasks it holds. Partition *p* of all topics of a target goes to one member.
+    pub(super) target: Arc<str>,
+    /// What the target is at this member: where its server is, or a name that was given to that. It is shown in logs.
+    pub(super) fingerprint: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct TopicPartition {
+    topic: Arc<str>,
+    partition: i32,
+}
+
+/// What happens to partitions.
+#[derive(Debug)]
+pub(super) enum Event {
+    Assigned {
+        topic: Arc<str>,
+        partition: i32,
+        epoch: Epoch,
+        /// None where nothing was ever committed, or that is forgotten.
+        committed: Option<Committed>,
+        lease: Lease,
+    },
+    /// Finish, commit, and drop `done`. After two thirds of the rebalance timeout the partition is lost.
+    Revoking {
+        topic: Arc<str>,
+        partition: i32,
+        done: oneshot::Sender<()>,
+    },
+    Lost {
+        topic: Arc<str>,
+        partition: i32,
+    },
+}
+
+/// What the task is asked.
+enum Command {
+    Commit {
+        partition: TopicPartition,
+        epoch: Epoch,
+        offset: i64,
+        metadata: String,
+        answer: oneshot::Sender<Result<(), CommitError>>,
+    },
+    LookAtTopics,
+    Leave,
+}
+
+/// A membership, or the wish for one. Dropping it leaves the group, though nobody waits for that.
+pub(super) struct Group {
+    commands: mpsc::Sender<Command>,
+    standing: watch::Receiver<Standing>,
+}
+
+impl Group {
+    /// Joins as soon as that is possible, and again whenever it must. The events end when it has left or failed.
+    pub(super) fn join(
+        config: Arc<Config>,
+        security: Security,
+        topics: Vec<GroupTopic>,
+    ) -> (Self, mpsc::Receiver<Event>) {
+        let (commands, commanded) = mpsc::channel(QUEUED_COMMANDS);
+        let (events, received) = mpsc::channel(QUEUED_EVENTS);
+        let (tell, standing) = watch::channel(Standing::Outside { problem: None });
+        let task = task::Task::new(config, security, topics, commanded, events, tell);
+        tokio::spawn(task.run());
+        (Self { commands, standing }, received)
+    }
+
+    /// Commits an offset with words of at most 4,096 characters. Waits through a rebalance, but no longer than the
+    /// session timeout and one request.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future leaves unknown whether it is committed.
+    pub(super) async fn commit(
+        &self,
+        topic: &Arc<str>,
+        partition: i32,
+        epoch: Epoch,
+        offset: i64,
+        metadata: String,
+    ) -> Result<(), CommitError> {
+        let partition = TopicPartition { topic: topic.clone(), partition };
+        let (answer, answered) = oneshot::channel();
+        let command = Command::Commit { partition, epoch, offset, metadata, answer };
+        self.commands.send(command).await.map_err(|_| CommitError::Closed)?;
+        answered.await.unwrap_or(Err(CommitError::Closed))
+    }
+
+    /// Looks for topics and partitions now: some may just have been made.
+    pub(super) async fn look_at_topics(&self) {
+        // A task that has ended looks at nothing any more.
+        let _ = self.commands.send(Command::LookAtTopics).await;
+    }
+
+    /// Where this member stands, now and from now on.
+    pub(super) fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.clone()
+    }
+
+    /// Ends the leases and the membership; what is to be committed was committed before. Bounded, and idempotent.
+    pub(super) async fn leave(&self) {
+        // It may have been told before.
+        let _ = self.commands.send(Command::Leave).await;
+        self.commands.closed().await;
+    }
+}

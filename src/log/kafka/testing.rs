@@ -1,0 +1,545 @@
+//! Real Kafka brokers for tests: of the library, and of the whole in `tests/it`, which includes this file. So it uses
+//! nothing of the crate, and speaks to a broker by bytes of its own.
+//!
+//! A broker is one node, controller and broker in one process, on free ports of the loopback, with a directory of its
+//! own. It ends with its value, or with the process of the tests, however that ends. `scripts/kafka-jars` says where
+//! its jars are, and fetches them where they are not.
+
+use std::{
+    io::{self, Read, Write},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Condvar, Mutex, OnceLock, mpsc},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// How long a broker may take to start: only a broken machine takes that long.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Java's settings for a broker that lives for seconds.
+const JAVA_FLAGS: [&str; 4] = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"];
+
+/// What a broker is set up with beside what every one is.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// Lines for `server.properties`; the last of a name wins.
+    pub properties: Vec<String>,
+    /// Arguments for formatting the data directory, `--add-scram` for one. It is copied where there are none.
+    pub format_args: Vec<String>,
+}
+
+/// Where a broker is going to be.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The first is the controller too.
+    pub node: u16,
+    pub dir: PathBuf,
+    pub port: u16,
+    pub controller_port: u16,
+}
+
+/// A broker; ended when dropped.
+pub struct Kafka {
+    child: Child,
+    place: Place,
+    _dir: TempDir,
+    _turn: Option<Turn>,
+}
+
+/// Few brokers at a time: each takes a core to start.
+struct Turn;
+
+static TURN: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+
+impl Turn {
+    fn wait() -> Self {
+        let taken = TURN.0.lock().expect("nobody panics while holding it");
+        *TURN.1.wait_while(taken, |taken| *taken).expect("nobody panics while holding it") = true;
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *TURN.0.lock().expect("nobody panics while holding it") = false;
+        TURN.1.notify_one();
+    }
+}
+
+impl Kafka {
+    /// The broker that all tests of the process share. Each uses topics and groups of its own, and none stops it.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Kafka> = OnceLock::new();
+        SHARED.get_or_init(|| {
+            let broker = Self::started(&first, &|_| Setup::default(), None);
+            remove_with_the_process(&broker.place.dir);
+            broker
+        })
+    }
+
+    /// A broker to stop, to kill, or to set up in some way. There is one at a time beside the shared one.
+    pub fn start() -> Self {
+        Self::start_with(|_| fast_failover())
+    }
+
+    pub fn start_with(setup: impl Fn(&Place) -> Setup) -> Self {
+        Self::started(&first, &setup, Some(Turn::wait()))
+    }
+
+    /// A second broker of the same cluster, without a vote in it.
+    pub fn start_beside(&self) -> Self {
+        let place =
+            |dir: &TempDir| Place { node: 2, dir: dir.path().to_owned(), port: free_port(), ..self.place.clone() };
+        Self::started(&place, &|_| fast_failover(), None)
+    }
+
+    fn started(place: &dyn Fn(&TempDir) -> Place, setup: &dyn Fn(&Place) -> Setup, turn: Option<Turn>) -> Self {
+        let dir =
+            tempfile::Builder::new().prefix("redrive-kafka-").tempdir().expect("a temporary directory can be made");
+        // Another process may take a port between asking for it and listening: then others are tried.
+        for _ in 0..5 {
+            let place = place(&dir);
+            format(&place, &setup(&place));
+            let mut child = spawn(&place);
+            if comes_up(&place, &mut child) {
+                return Self { child, place, _dir: dir, _turn: turn };
+            }
+            if !log_of(&place).contains("Address already in use") {
+                panic!("Kafka does not start:\n{}", log_of(&place));
+            }
+        }
+        panic!("Kafka does not start: other processes take the ports that it is given");
+    }
+
+    /// Where clients connect.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.place.port)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.place.port
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.place.dir
+    }
+
+    /// Freezes it: its sockets stay, and nothing answers.
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub fn cont(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Ends it as a crash does.
+    pub fn kill9(&mut self) {
+        self.signal(Signal::KILL);
+        self.child.wait().expect("the child is ours to wait for");
+    }
+
+    /// Ends it in order, or after ten seconds as a crash does.
+    pub fn terminate(&mut self) {
+        if self.child.try_wait().expect("the child is ours to wait for").is_some() {
+            return;
+        }
+        self.signal(Signal::CONT);
+        self.signal(Signal::TERM);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.child.try_wait().expect("the child is ours to wait for").is_none() {
+            if Instant::now() > deadline {
+                return self.kill9();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Starts it again after its end, on the same ports and data, and waits until it answers.
+    pub fn restart(&mut self) {
+        self.restart_without_waiting();
+        assert!(comes_up(&self.place, &mut self.child), "Kafka does not start again:\n{}", log_of(&self.place));
+    }
+
+    pub fn restart_without_waiting(&mut self) {
+        self.child = spawn(&self.place);
+    }
+
+    /// Makes a topic and waits until each of its partitions has a leader.
+    pub fn create_topic(&self, name: &str, partitions: u16, configs: &[(&str, &str)]) {
+        let mut body = Body::default();
+        body.i32(i32::from(partitions)).i16(1).i32(0);
+        self.create(name, partitions, &body, configs);
+    }
+
+    /// Makes a topic of one partition on these nodes, the first of which leads it.
+    pub fn create_topic_on(&self, name: &str, nodes: &[u16], configs: &[(&str, &str)]) {
+        let mut body = Body::default();
+        body.i32(-1).i16(-1).i32(1).i32(0).i32(nodes.len() as i32);
+        for node in nodes {
+            body.i32(i32::from(*node));
+        }
+        self.create(name, 1, &body, configs);
+    }
+
+    fn create(&self, name: &str, partitions: u16, placement: &Body, configs: &[(&str, &str)]) {
+        // CreateTopics 4
+        let mut body = Body::default();
+        body.i32(1).string(name).bytes(&placement.0).i32(configs.len() as i32);
+        for (name, value) in configs {
+            body.string(name).string(value);
+        }
+        body.i32(30_000).i8(0);
+        let mut answer = self.ask(19, 4, &body);
+        answer.skip(8).string();
+        assert_eq!(answer.i16(), 0, "topic {name} is not made");
+        self.wait_for_partitions(name, partitions);
+    }
+
+    /// Gives a topic more partitions.
+    pub fn grow_topic(&self, name: &str, partitions: u16) {
+        // CreatePartitions 1
+        let mut body = Body::default();
+        body.i32(1).string(name).i32(i32::from(partitions)).i32(-1).i32(30_000).i8(0);
+        let mut answer = self.ask(37, 1, &body);
+        answer.skip(8).string();
+        assert_eq!(answer.i16(), 0, "topic {name} does not grow");
+        self.wait_for_partitions(name, partitions);
+    }
+
+    /// Sets a config of a topic.
+    pub fn set_topic_config(&self, topic: &str, name: &str, value: &str) {
+        // IncrementalAlterConfigs 0
+        let mut body = Body::default();
+        body.i32(1).i8(2).string(topic).i32(1).string(name).i8(0).string(value).i8(0);
+        let mut answer = self.ask(44, 0, &body);
+        answer.skip(8);
+        assert_eq!(answer.i16(), 0, "{name} of topic {topic} is not set");
+    }
+
+    fn wait_for_partitions(&self, topic: &str, count: u16) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let leaders = metadata(self.place.port, Some(topic)).map(|found| found.partitions_with_leader);
+            if leaders.as_ref().is_ok_and(|leaders| *leaders == usize::from(count)) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "topic {topic} has {leaders:?} leaders and not {count}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn ask(&self, api: i16, version: i16, body: &Body) -> Answer {
+        ask(self.place.port, api, version, body).expect("the broker answers")
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the child is ours to signal");
+    }
+}
+
+impl Drop for Kafka {
+    fn drop(&mut self) {
+        // Nothing on its disk is needed again. SIGKILL ends a frozen process too; it may be gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A broker that died is given up after two seconds, also by itself when it starts again: else it would be nine.
+fn fast_failover() -> Setup {
+    let properties = ["broker.session.timeout.ms=2000", "broker.heartbeat.interval.ms=500"];
+    Setup { properties: properties.map(str::to_owned).to_vec(), ..Setup::default() }
+}
+
+/// A place for a cluster of one.
+fn first(dir: &TempDir) -> Place {
+    Place { node: 1, dir: dir.path().to_owned(), port: free_port(), controller_port: free_port() }
+}
+
+/// A name for a topic or a group that no other test has.
+pub fn unique(name: &str) -> String {
+    format!("{name}-{:08x}", fastrand::u32(..))
+}
+
+/// Where `scripts/kafka-jars` has put everything.
+fn jars() -> &'static Path {
+    static JARS: OnceLock<PathBuf> = OnceLock::new();
+    JARS.get_or_init(|| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka-jars");
+        let output = Command::new(script).stdin(Stdio::null()).output().expect("a shell runs the script");
+        assert!(output.status.success(), "there is no Kafka: {}", String::from_utf8_lossy(&output.stderr));
+        PathBuf::from(String::from_utf8_lossy(&output.stdout).trim_end())
+    })
+}
+
+/// A port that nothing listens on at this moment, below those that the system gives to connections: nobody else gets it
+/// while the broker that had it is down.
+fn free_port() -> u16 {
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    std::iter::repeat_with(|| fastrand::u16(10_000..32_000)).find(is_free).expect("some port is free")
+}
+
+/// Writes what a broker reads when it starts.
+fn format(place: &Place, setup: &Setup) {
+    let Place { node, dir, port, controller_port } = place;
+    let (roles, controller) = match node {
+        1 => ("broker,controller", format!(",CONTROLLER://127.0.0.1:{controller_port}")),
+        _ => ("broker", String::new()),
+    };
+    let data = dir.join("data");
+    let mut properties = format!(
+        "process.roles={roles}\n\
+         node.id={node}\n\
+         controller.quorum.voters=1@127.0.0.1:{controller_port}\n\
+         listeners=PLAINTEXT://127.0.0.1:{port}{controller}\n\
+         advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+         listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+         controller.listener.names=CONTROLLER\n\
+         inter.broker.listener.name=PLAINTEXT\n\
+         log.dirs={}\n\
+         offsets.topic.replication.factor=1\n\
+         offsets.topic.num.partitions=1\n\
+         transaction.state.log.replication.factor=1\n\
+         transaction.state.log.min.isr=1\n\
+         transaction.state.log.num.partitions=1\n\
+         group.initial.rebalance.delay.ms=0\n\
+         group.min.session.timeout.ms=1000\n\
+         auto.create.topics.enable=false\n",
+        data.display()
+    );
+    for line in &setup.properties {
+        properties.push_str(line);
+        properties.push('\n');
+    }
+    let file = dir.join("server.properties");
+    std::fs::write(&file, properties).expect("the directory is ours");
+    if data.exists() {
+        std::fs::remove_dir_all(&data).expect("the directory is ours");
+    }
+    if setup.format_args.is_empty() {
+        std::fs::create_dir(&data).expect("the directory is ours");
+        for entry in std::fs::read_dir(jars().join("data")).expect("the script made it") {
+            let path = entry.expect("it can be read").path();
+            std::fs::copy(&path, data.join(path.file_name().expect("it is a file"))).expect("it can be copied");
+        }
+        return rename_node(&data, *node);
+    }
+    let output = java()
+        .args(["kafka.tools.StorageTool", "format", "-t", "cmVkcml2ZS10ZXN0cy0xMg", "-c"])
+        .arg(file)
+        .args(&setup.format_args)
+        .output()
+        .expect("java is installed");
+    assert!(output.status.success(), "the data is not formatted: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Makes a copied data directory that of another node.
+fn rename_node(data: &Path, node: u16) {
+    if node == 1 {
+        return;
+    }
+    let file = data.join("meta.properties");
+    let text = std::fs::read_to_string(&file).expect("it was copied");
+    // A directory's id is sixteen bytes in base64, which has digits.
+    let id = format!("{:021}A", fastrand::u64(..));
+    let rename = |line: &str| match line.split_once('=') {
+        Some(("node.id", _)) => format!("node.id={node}\n"),
+        Some(("directory.id", _)) => format!("directory.id={id}\n"),
+        _ => format!("{line}\n"),
+    };
+    std::fs::write(&file, text.lines().map(rename).collect::<String>()).expect("the directory is ours");
+}
+
+/// `java` up to the main class. It dies with the thread that starts it.
+fn java() -> Command {
+    let jars = jars();
+    let classpath = std::fs::read_to_string(jars.join("classpath")).expect("the script wrote it");
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", "java"]).args(JAVA_FLAGS);
+    command.arg(format!("-XX:SharedArchiveFile={}", jars.join("kafka.jsa").display()));
+    command.args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", classpath.trim_end()]);
+    command.stdin(Stdio::null());
+    command
+}
+
+fn spawn(place: &Place) -> Child {
+    let log = std::fs::File::create(place.dir.join("log")).expect("the directory is ours");
+    let mut command = java();
+    command.arg("kafka.Kafka").arg(place.dir.join("server.properties"));
+    command.stdout(log.try_clone().expect("there are descriptors left")).stderr(log);
+    start_from_the_keeper(command)
+}
+
+/// Starts a command from a thread that lives as long as the process: one that starts children that die with it must not
+/// be a test's, for the shared broker outlives the test that asked for it first.
+fn start_from_the_keeper(command: Command) -> Child {
+    type Order = (Command, mpsc::Sender<io::Result<Child>>);
+    static KEEPER: OnceLock<mpsc::Sender<Order>> = OnceLock::new();
+    let keeper = KEEPER.get_or_init(|| {
+        let (orders, ordered) = mpsc::channel::<Order>();
+        std::thread::spawn(move || {
+            for (mut command, answer) in ordered {
+                let _ = answer.send(command.spawn());
+            }
+        });
+        orders
+    });
+    let (answer, answered) = mpsc::channel();
+    keeper.send((command, answer)).expect("the keeper lives as long as the process");
+    answered.recv().expect("the keeper answers").expect("setpriv and java are installed")
+}
+
+/// Has a directory removed when this process has ended, however: no destructor of a static runs.
+fn remove_with_the_process(dir: &Path) {
+    let child = Command::new("sh")
+        .args(["-c", r#"cat >/dev/null; sleep 1; rm -rf -- "$0""#])
+        .arg(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("a shell runs");
+    // Its input ends with this process, and not before.
+    std::mem::forget(child);
+}
+
+fn log_of(place: &Place) -> String {
+    std::fs::read_to_string(place.dir.join("log")).unwrap_or_default()
+}
+
+/// Whether the child comes to answer; false when it ended instead.
+fn comes_up(place: &Place, child: &mut Child) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        if child.try_wait().expect("the child is ours to wait for").is_some() {
+            return false;
+        }
+        if metadata(place.port, None).is_ok_and(|found| found.brokers >= i32::from(place.node)) {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    false
+}
+
+struct Metadata {
+    brokers: i32,
+    partitions_with_leader: usize,
+}
+
+/// What a broker knows of its cluster and of one topic.
+fn metadata(port: u16, topic: Option<&str>) -> io::Result<Metadata> {
+    // Metadata 1
+    let mut body = Body::default();
+    body.i32(i32::from(topic.is_some()));
+    topic.into_iter().for_each(|name| {
+        body.string(name);
+    });
+    let mut answer = ask(port, 3, 1, &body)?;
+    let brokers = answer.i32();
+    for _ in 0..brokers {
+        answer.skip(4).string();
+        answer.skip(4).string();
+    }
+    answer.skip(4);
+    let mut partitions_with_leader = 0;
+    for _ in 0..answer.i32() {
+        answer.skip(2).string();
+        answer.skip(1);
+        for _ in 0..answer.i32() {
+            let error = answer.i16();
+            partitions_with_leader += usize::from(error == 0 && answer.skip(4).i32() >= 0);
+            for _ in 0..2 {
+                let replicas = answer.i32();
+                answer.skip(4 * replicas as usize);
+            }
+        }
+    }
+    Ok(Metadata { brokers, partitions_with_leader })
+}
+
+/// Asks one question over a connection of its own.
+fn ask(port: u16, api: i16, version: i16, body: &Body) -> io::Result<Answer> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(40)))?;
+    let mut head = Body::default();
+    head.i16(api).i16(version).i32(1).string("redrive-tests");
+    let mut frame = Body::default();
+    frame.i32((head.0.len() + body.0.len()) as i32);
+    stream.write_all(&[frame.0, head.0, body.0.clone()].concat())?;
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let mut bytes = vec![0; i32::from_be_bytes(length) as usize];
+    stream.read_exact(&mut bytes)?;
+    let mut answer = Answer { bytes, at: 0 };
+    answer.skip(4);
+    Ok(answer)
+}
+
+/// A request's bytes.
+#[derive(Default)]
+struct Body(Vec<u8>);
+
+impl Body {
+    fn i8(&mut self, value: i8) -> &mut Self {
+        self.bytes(&value.to_be_bytes())
+    }
+
+    fn i16(&mut self, value: i16) -> &mut Self {
+        self.bytes(&value.to_be_bytes())
+    }
+
+    fn i32(&mut self, value: i32) -> &mut Self {
+        self.bytes(&value.to_be_bytes())
+    }
+
+    fn string(&mut self, text: &str) -> &mut Self {
+        self.i16(text.len() as i16).bytes(text.as_bytes())
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
+        self.0.extend_from_slice(bytes);
+        self
+    }
+}
+
+/// A response's bytes, read from the front.
+struct Answer {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl Answer {
+    fn skip(&mut self, count: usize) -> &mut Self {
+        self.at += count;
+        self
+    }
+
+    fn i16(&mut self) -> i16 {
+        i16::from_be_bytes(self.take())
+    }
+
+    fn i32(&mut self) -> i32 {
+        i32::from_be_bytes(self.take())
+    }
+
+    /// Skips a string, which may be null.
+    fn string(&mut self) {
+        let length = self.i16();
+        self.skip(usize::try_from(length).unwrap_or(0));
+    }
+
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let bytes = self.bytes[self.at..][..N].try_into().expect("it is of that length");
+        self.at += N;
+        bytes
+    }
+}

@@ -1,0 +1,406 @@
+//! One connection of our own to one broker, for what rskafka does not do: group membership, offsets and
+//! administration. One question at a time, each in one fixed version and with a deadline; the broker's versions are
+//! checked when the connection is made, because it closes the connection at one that it does not know.
+//!
+//! ```text
+//! frame:  | length i32 | header | body |      sent in one piece, without Nagle's delay
+//! ```
+
+use std::{fmt, io, time::Duration};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use kafka_protocol::{
+    error::ResponseError,
+    messages::{
+        ApiVersionsRequest, ApiVersionsResponse, CreateTopicsRequest, CreateTopicsResponse, DescribeConfigsRequest,
+        DescribeConfigsResponse, DescribeGroupsRequest, DescribeGroupsResponse, FindCoordinatorRequest,
+        FindCoordinatorResponse, HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse,
+        LeaveGroupRequest, LeaveGroupResponse, ListOffsetsRequest, ListOffsetsResponse, MetadataRequest,
+        MetadataResponse, OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest, OffsetFetchResponse,
+        RequestHeader, ResponseHeader, SaslAuthenticateRequest, SaslAuthenticateResponse, SaslHandshakeRequest,
+        SaslHandshakeResponse, SyncGroupRequest, SyncGroupResponse,
+    },
+    protocol::{Decodable, Encodable, HeaderVersion, StrBytes},
+};
+use rsasl::prelude::Mechname;
+use rustls::pki_types::ServerName;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::TlsConnector;
+
+use super::{
+    config::Config,
+    security::{Login, Security},
+};
+
+/// The longest answer that is read. A group of a thousand members describes itself in less.
+const MAX_FRAME_BYTES: usize = 16 * 1024 * 1024;
+
+/// The first byte of what a TLS server says to a client that does not speak TLS: an alert.
+const TLS_ALERT: u8 = 0x15;
+
+/// A question to a broker, in the one version that is spoken.
+pub(super) trait Call: Encodable + HeaderVersion {
+    const NAME: &str;
+    const KEY: i16;
+    const VERSION: i16;
+    type Answer: Decodable + HeaderVersion;
+}
+
+macro_rules! calls {
+    ($($request:ident -> $answer:ident, $key:literal, $version:literal;)*) => {
+        $(
+            impl Call for $request {
+                const NAME: &str = stringify!($request);
+                const KEY: i16 = $key;
+                const VERSION: i16 = $version;
+                type Answer = $answer;
+            }
+        )*
+
+        /// Everything that may be asked, as name, key and version.
+        const CALLS: &[(&str, i16, i16)] = &[$((stringify!($request), $key, $version)),*];
+    };
+}
+
+// Versions that Kafka 2.4 to 4.x, MSK and Redpanda all know, and none of the flexible ones.
+calls! {
+    ListOffsetsRequest -> ListOffsetsResponse, 2, 3;
+    MetadataRequest -> MetadataResponse, 3, 7;
+    OffsetCommitRequest -> OffsetCommitResponse, 8, 7;
+    OffsetFetchRequest -> OffsetFetchResponse, 9, 5;
+    FindCoordinatorRequest -> FindCoordinatorResponse, 10, 2;
+    JoinGroupRequest -> JoinGroupResponse, 11, 5;
+    HeartbeatRequest -> HeartbeatResponse, 12, 3;
+    LeaveGroupRequest -> LeaveGroupResponse, 13, 3;
+    SyncGroupRequest -> SyncGroupResponse, 14, 3;
+    DescribeGroupsRequest -> DescribeGroupsResponse, 15, 3;
+    SaslHandshakeRequest -> SaslHandshakeResponse, 17, 1;
+    ApiVersionsRequest -> ApiVersionsResponse, 18, 0;
+    CreateTopicsRequest -> CreateTopicsResponse, 19, 4;
+    DescribeConfigsRequest -> DescribeConfigsResponse, 32, 2;
+    SaslAuthenticateRequest -> SaslAuthenticateResponse, 36, 1;
+}
+
+/// Where a broker listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Address {
+    pub(super) host: String,
+    pub(super) port: u16,
+}
+
+impl Address {
+    /// Takes `host:port` or `[v6]:port`.
+    pub(super) fn parse(text: &str) -> Result<Self, WireError> {
+        let parsed = text.rsplit_once(':').and_then(|(host, port)| {
+            let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+            Some(Self { host: (!host.is_empty()).then(|| host.to_owned())?, port: port.parse().ok()? })
+        });
+        parsed.ok_or_else(|| WireError::Address { text: text.to_owned() })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// Why a broker could not be asked. Each is one line that says what to look at.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    #[error("`{text}` is no broker's address; expected host:port")]
+    Address { text: String },
+    #[error("{broker} cannot be reached: {reason}")]
+    Unreachable { broker: String, reason: String },
+    #[error("{broker} did not answer {call} within {} ms", within.as_millis())]
+    Timeout { broker: String, call: &'static str, within: Duration },
+    #[error("{broker} closed the connection: {reason}")]
+    Closed { broker: String, reason: String },
+    #[error("{broker}: no TLS connection: {reason}; see kafka.tls")]
+    Tls { broker: String, reason: String },
+    #[error("{broker} wants TLS; set kafka.tls")]
+    WantsTls { broker: String },
+    #[error("{broker} closed the connection at the first question; it may want a login: see kafka.sasl")]
+    WantsSasl { broker: String },
+    #[error("{broker} refused the login: {reason}; see kafka.sasl")]
+    Login { broker: String, reason: String },
+    #[error("{broker} knows versions {min} to {max} of {call}, not {version}; Kafka 2.4 or newer is needed")]
+    Version { broker: String, call: &'static str, version: i16, min: i16, max: i16 },
+    #[error("{broker} sent what is no answer to {call}: {reason}")]
+    Malformed { broker: String, call: &'static str, reason: String },
+}
+
+impl WireError {
+    /// Whether only a change of the configuration ends it.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Address { .. }
+            | Self::Tls { .. }
+            | Self::WantsTls { .. }
+            | Self::Login { .. }
+            | Self::Version { .. } => true,
+            // The connection may have been cut for another reason.
+            Self::WantsSasl { .. }
+            | Self::Unreachable { .. }
+            | Self::Timeout { .. }
+            | Self::Closed { .. }
+            | Self::Malformed { .. } => false,
+        }
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// Makes connections.
+#[derive(Clone, Debug)]
+pub(super) struct Dialer {
+    security: Security,
+    client_id: StrBytes,
+    connect_timeout: Duration,
+}
+
+impl Dialer {
+    pub(super) fn new(config: &Config, security: Security) -> Self {
+        Self {
+            security,
+            client_id: StrBytes::from_string(config.client_id.to_string()),
+            connect_timeout: config.connect_timeout,
+        }
+    }
+
+    /// Connects, logs in and checks that the broker knows what will be asked of it.
+    pub(super) async fn connect(&self, address: &Address) -> Result<Connection, WireError> {
+        timeout(self.connect_timeout, self.connect_unbounded(address)).await.unwrap_or_else(|_| {
+            Err(WireError::Timeout { broker: address.to_string(), call: "a connection", within: self.connect_timeout })
+        })
+    }
+
+    async fn connect_unbounded(&self, address: &Address) -> Result<Connection, WireError> {
+        let broker = address.to_string();
+        let unreachable =
+            |error: io::Error| WireError::Unreachable { broker: broker.clone(), reason: error.to_string() };
+        let tcp = TcpStream::connect((address.host.as_str(), address.port)).await.map_err(unreachable)?;
+        tcp.set_nodelay(true).map_err(unreachable)?;
+        let stream: Box<dyn Stream> = match self.security.tls() {
+            None => Box::new(tcp),
+            Some(config) => {
+                let no_tls = |reason: String| WireError::Tls { broker: broker.clone(), reason };
+                let name = ServerName::try_from(address.host.clone()).map_err(|error| no_tls(error.to_string()))?;
+                let connector = TlsConnector::from(config.clone());
+                Box::new(connector.connect(name, tcp).await.map_err(|error| no_tls(handshake_failure(&error)))?)
+            }
+        };
+        let mut connection = Connection {
+            stream,
+            broker,
+            client_id: self.client_id.clone(),
+            last_id: 0,
+            in_step: true,
+            stage: Stage::Greeting,
+        };
+        connection.check_versions(self.connect_timeout).await?;
+        match self.security.login() {
+            Some(login) => {
+                connection.log_in(login, self.connect_timeout).await?;
+                connection.stage = Stage::InUse;
+            }
+            None => connection.stage = Stage::Anonymous,
+        }
+        Ok(connection)
+    }
+}
+
+fn handshake_failure(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+            "the broker hung up during the handshake; does this port speak TLS?".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// What a connection that ends tells of its broker.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Nothing has been answered.
+    Greeting,
+    /// Nothing that needs a login has been answered.
+    Anonymous,
+    InUse,
+}
+
+/// A connection to one broker. Dropping it closes it.
+pub(super) struct Connection {
+    stream: Box<dyn Stream>,
+    broker: String,
+    client_id: StrBytes,
+    last_id: i32,
+    /// False once an answer was not waited for: the next one would be taken for another question's.
+    in_step: bool,
+    stage: Stage,
+}
+
+impl Connection {
+    /// Asks the broker. After an error the connection is of no more use, and says so.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future leaves unknown whether the broker acted; the connection is then of no more use.
+    pub(super) async fn call<C: Call>(&mut self, request: &C, within: Duration) -> Result<C::Answer, WireError> {
+        if !self.in_step {
+            return Err(self.closed("an earlier question was given up"));
+        }
+        self.in_step = false;
+        self.last_id = self.last_id.wrapping_add(1);
+        let frame = self.frame(request)?;
+        let exchange = async {
+            self.stream.write_all(&frame).await?;
+            self.stream.flush().await?;
+            self.read_frame().await
+        };
+        let answer = match timeout(within, exchange).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => return Err(self.cut(C::NAME, &error)),
+            Err(_) => return Err(WireError::Timeout { broker: self.broker.clone(), call: C::NAME, within }),
+        };
+        let answer = self.decode::<C>(answer)?;
+        self.in_step = true;
+        if self.stage == Stage::Anonymous {
+            self.stage = Stage::InUse;
+        }
+        Ok(answer)
+    }
+
+    fn frame<C: Call>(&self, request: &C) -> Result<Bytes, WireError> {
+        let header = RequestHeader::default()
+            .with_request_api_key(C::KEY)
+            .with_request_api_version(C::VERSION)
+            .with_correlation_id(self.last_id)
+            .with_client_id(Some(self.client_id.clone()));
+        let mut frame = BytesMut::with_capacity(512);
+        frame.put_i32(0);
+        header
+            .encode(&mut frame, C::header_version(C::VERSION))
+            .and_then(|()| request.encode(&mut frame, C::VERSION))
+            .map_err(|error| self.malformed(C::NAME, format!("it cannot be asked: {error}")))?;
+        let length = i32::try_from(frame.len() - 4)
+            .map_err(|_| self.malformed(C::NAME, "the question is too long".to_owned()))?;
+        frame[..4].copy_from_slice(&length.to_be_bytes());
+        Ok(frame.freeze())
+    }
+
+    async fn read_frame(&mut self) -> io::Result<Bytes> {
+        let mut length = [0; 4];
+        self.stream.read_exact(&mut length).await?;
+        let bytes = usize::try_from(i32::from_be_bytes(length)).unwrap_or(usize::MAX);
+        if bytes > MAX_FRAME_BYTES {
+            let kind = if length[0] == TLS_ALERT { io::ErrorKind::Unsupported } else { io::ErrorKind::InvalidData };
+            return Err(io::Error::new(kind, format!("an answer of {bytes} bytes, which is not read")));
+        }
+        let mut frame = BytesMut::zeroed(bytes);
+        self.stream.read_exact(&mut frame).await?;
+        Ok(frame.freeze())
+    }
+
+    fn decode<C: Call>(&self, mut answer: Bytes) -> Result<C::Answer, WireError> {
+        let header = ResponseHeader::decode(&mut answer, C::Answer::header_version(C::VERSION))
+            .map_err(|error| self.malformed(C::NAME, error.to_string()))?;
+        if header.correlation_id != self.last_id {
+            return Err(self.malformed(C::NAME, "it answers another question".to_owned()));
+        }
+        let body =
+            C::Answer::decode(&mut answer, C::VERSION).map_err(|error| self.malformed(C::NAME, error.to_string()))?;
+        if answer.has_remaining() {
+            return Err(self.malformed(C::NAME, format!("{} bytes too many", answer.remaining())));
+        }
+        Ok(body)
+    }
+
+    async fn check_versions(&mut self, within: Duration) -> Result<(), WireError> {
+        let answer = self.call(&ApiVersionsRequest::default(), within).await?;
+        for &(call, key, version) in CALLS {
+            // A broker without SASL does not list it; one that wants it says so when asked.
+            let Some(known) = answer.api_keys.iter().find(|known| known.api_key == key) else {
+                continue;
+            };
+            if !(known.min_version..=known.max_version).contains(&version) {
+                let (min, max) = (known.min_version, known.max_version);
+                return Err(WireError::Version { broker: self.broker.clone(), call, version, min, max });
+            }
+        }
+        Ok(())
+    }
+
+    async fn log_in(&mut self, login: &Login, within: Duration) -> Result<(), WireError> {
+        let mechanism = login.mechanism.as_str();
+        let handshake = SaslHandshakeRequest::default().with_mechanism(StrBytes::from_static_str(mechanism));
+        let answer = self.call(&handshake, within).await?;
+        if let Some(error) = ResponseError::try_from_code(answer.error_code) {
+            let offered: Vec<&str> = answer.mechanisms.iter().map(|offered| offered.as_str()).collect();
+            return Err(self.refused(format!("{error}; it offers {}, not {mechanism}", offered.join(", "))));
+        }
+        let name = Mechname::parse(mechanism.as_bytes()).map_err(|error| self.refused(error.to_string()))?;
+        let mut session = login
+            .client()
+            .and_then(|client| client.start_suggested(&[name]))
+            .map_err(|error| self.refused(error.to_string()))?;
+        let mut heard: Option<Bytes> = None;
+        loop {
+            let mut said = Vec::new();
+            let state = session.step(heard.as_deref(), &mut said).map_err(|error| self.refused(error.to_string()))?;
+            if state.has_sent_message() {
+                let request = SaslAuthenticateRequest::default().with_auth_bytes(said.into());
+                let answer = self.call(&request, within).await?;
+                if let Some(error) = ResponseError::try_from_code(answer.error_code) {
+                    let reason = answer.error_message.map_or_else(|| error.to_string(), |text| text.to_string());
+                    return Err(self.refused(reason));
+                }
+                heard = Some(answer.auth_bytes);
+            }
+            if state.is_finished() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn cut(&self, call: &'static str, error: &io::Error) -> WireError {
+        let broker = self.broker.clone();
+        // An alert that comes after the handshake: in TLS 1.3 that a client's certificate is missing, for one.
+        if error.get_ref().is_some_and(|cause| cause.is::<rustls::Error>()) {
+            return WireError::Tls { broker, reason: error.to_string() };
+        }
+        let is_cut = matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset);
+        match (self.stage, error.kind()) {
+            (Stage::Greeting, io::ErrorKind::Unsupported) => WireError::WantsTls { broker },
+            (_, io::ErrorKind::InvalidData | io::ErrorKind::Unsupported) => self.malformed(call, error.to_string()),
+            (Stage::Anonymous, _) if is_cut => WireError::WantsSasl { broker },
+            _ if is_cut => self.closed("no answer"),
+            _ => self.closed(&error.to_string()),
+        }
+    }
+
+    fn closed(&self, reason: &str) -> WireError {
+        WireError::Closed { broker: self.broker.clone(), reason: reason.to_owned() }
+    }
+
+    fn refused(&self, reason: String) -> WireError {
+        WireError::Login { broker: self.broker.clone(), reason }
+    }
+
+    fn malformed(&self, call: &'static str, reason: String) -> WireError {
+        WireError::Malformed { broker: self.broker.clone(), call, reason }
+    }
+}
+
+#[cfg(test)]
+mod tests;

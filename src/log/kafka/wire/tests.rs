@@ -1,0 +1,274 @@
+//! Connections to a real broker that wants this or that, and to brokers that misbehave.
+
+use std::path::{Path, PathBuf};
+
+use kafka_protocol::messages::api_versions_response::ApiVersion;
+use tokio::net::TcpListener;
+
+use super::*;
+use crate::log::kafka::{
+    config::{Mechanism, Sasl, Tls},
+    testing::{Kafka, Setup},
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn dialer(security: Security, connect_timeout: Duration) -> Dialer {
+    Dialer::new(&Config { connect_timeout, ..Config::default() }, security)
+}
+
+/// Connects, and asks what every broker answers.
+async fn try_out(security: Security, address: &str) -> Result<usize, WireError> {
+    let address = Address::parse(address)?;
+    let mut connection = dialer(security, PATIENCE).connect(&address).await?;
+    let answer = connection.call(&MetadataRequest::default().with_topics(Some(Vec::new())), PATIENCE).await?;
+    Ok(answer.brokers.len())
+}
+
+/// Certificates of an authority of our own, made by `openssl`.
+struct Certificates(tempfile::TempDir);
+
+impl Certificates {
+    fn make() -> Self {
+        let dir = tempfile::tempdir().expect("a directory can be made");
+        let script = "
+            set -e
+            openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=test-ca -keyout ca.key -out ca.pem
+            openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=other-ca -keyout other.key -out other.pem
+            printf 'subjectAltName=DNS:localhost,IP:127.0.0.1\\nbasicConstraints=CA:FALSE\\nextendedKeyUsage=serverAuth,clientAuth\\n' >ext
+            for who in broker client; do
+                openssl req -newkey rsa:2048 -nodes -subj /CN=$who -keyout $who.key -out $who.csr
+                openssl x509 -req -in $who.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -extfile ext -out $who.crt
+            done
+            cat broker.key broker.crt ca.pem >broker.pem";
+        let output = std::process::Command::new("sh").args(["-c", script]).current_dir(dir.path()).output();
+        let output = output.expect("a shell runs");
+        assert!(output.status.success(), "openssl fails: {}", String::from_utf8_lossy(&output.stderr));
+        Self(dir)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn tls(&self) -> Tls {
+        Tls { ca_file: Some(self.file("ca.pem")), ..Tls::default() }
+    }
+
+    fn sasl(&self, mechanism: Mechanism, password: &str) -> Sasl {
+        let password_file = self.file(password);
+        std::fs::write(&password_file, password).expect("the directory is ours");
+        Sasl { mechanism, username: "admin".into(), password_file }
+    }
+}
+
+/// A broker that wants a login at one listener, TLS at another, a client's certificate at a third, and all but that at a
+/// fourth.
+fn guarded(certificates: &Path, ports: [u16; 4]) -> impl Fn(&crate::log::kafka::testing::Place) -> Setup {
+    let certificates = certificates.display().to_string();
+    move |place| {
+        let [sasl, tls, mutual, both] = ports;
+        let listeners = format!(
+            "PLAINTEXT://127.0.0.1:{},SASL://127.0.0.1:{sasl},SSL://127.0.0.1:{tls},MUTUAL://127.0.0.1:{mutual},\
+             SASLSSL://127.0.0.1:{both}",
+            place.port
+        );
+        let mut properties = vec![
+            format!("listeners={listeners},CONTROLLER://127.0.0.1:{}", place.controller_port),
+            format!("advertised.listeners={listeners}"),
+            "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL:SASL_PLAINTEXT,SSL:SSL,MUTUAL:SSL,SASLSSL:SASL_SSL,\
+             CONTROLLER:PLAINTEXT"
+                .to_owned(),
+            "sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512".to_owned(),
+            "ssl.keystore.type=PEM".to_owned(),
+            format!("ssl.keystore.location={certificates}/broker.pem"),
+            "ssl.truststore.type=PEM".to_owned(),
+            format!("ssl.truststore.location={certificates}/ca.pem"),
+            "listener.name.mutual.ssl.client.auth=required".to_owned(),
+        ];
+        for listener in ["sasl", "saslssl"] {
+            for mechanism in ["scram-sha-256", "scram-sha-512"] {
+                properties.push(format!(
+                    "listener.name.{listener}.{mechanism}.sasl.jaas.config=org.apache.kafka.common.security.scram.\
+                     ScramLoginModule required;"
+                ));
+            }
+            properties.push(format!(
+                "listener.name.{listener}.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule \
+                 required user_admin=\"admin-secret\";"
+            ));
+        }
+        let format_args = ["256", "512"].into_iter().flat_map(|bits| {
+            ["--add-scram".to_owned(), format!("SCRAM-SHA-{bits}=[name=admin,password=admin-secret]")]
+        });
+        Setup { properties, format_args: format_args.collect() }
+    }
+}
+
+fn free_ports() -> [u16; 4] {
+    [(); 4].map(|()| {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("some port is free");
+        listener.local_addr().expect("it is bound").port()
+    })
+}
+
+#[tokio::test]
+async fn guarded_broker_is_reached_and_what_is_wrong_is_said() {
+    let certificates = Certificates::make();
+    let ports = free_ports();
+    let kafka = Kafka::start_with(guarded(certificates.0.path(), ports));
+    let [sasl, tls, mutual, both] = ports.map(|port| format!("127.0.0.1:{port}"));
+    let load = |tls: Option<Tls>, sasl: Option<Sasl>| {
+        Security::load(tls.as_ref(), sasl.as_ref()).expect("the files are there")
+    };
+    let login = |mechanism| Some(certificates.sasl(mechanism, "admin-secret"));
+
+    for mechanism in Mechanism::ALL {
+        assert_eq!(try_out(load(None, login(mechanism)), &sasl).await, Ok(1), "{mechanism:?}");
+        assert_eq!(try_out(load(Some(certificates.tls()), login(mechanism)), &both).await, Ok(1), "{mechanism:?}");
+    }
+    assert_eq!(try_out(load(Some(certificates.tls()), None), &tls).await, Ok(1));
+    let localhost = tls.replace("127.0.0.1", "localhost");
+    assert_eq!(try_out(load(Some(certificates.tls()), None), &localhost).await, Ok(1));
+    let known = Tls {
+        cert_file: Some(certificates.file("client.crt")),
+        key_file: Some(certificates.file("client.key")),
+        ..certificates.tls()
+    };
+    assert_eq!(try_out(load(Some(known), None), &mutual).await, Ok(1));
+
+    let refused = async |security: Security, address: &str, expected: &str| {
+        let error = try_out(security, address).await.expect_err(expected);
+        assert!(error.is_permanent(), "{error}");
+        let error = error.to_string();
+        assert!(error.contains(expected) && !error.contains('\n'), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+    };
+    for mechanism in Mechanism::ALL {
+        let wrong = certificates.sasl(mechanism, "wrong-secret");
+        refused(load(None, Some(wrong)), &sasl, "refused the login").await;
+    }
+    let other = Tls { ca_file: Some(certificates.file("other.pem")), ..Tls::default() };
+    refused(load(Some(other), None), &tls, "UnknownIssuer").await;
+    refused(load(None, None), &tls, "wants TLS").await;
+    refused(load(Some(certificates.tls()), None), &kafka.address(), "does this port speak TLS?").await;
+    refused(load(None, login(Mechanism::Plain)), &kafka.address(), "refused the login").await;
+    refused(load(Some(certificates.tls()), None), &mutual, "CertificateRequired").await;
+    // This may be something else, and is tried again.
+    let error = try_out(load(None, None), &sasl).await.expect_err("it wants a login");
+    assert_eq!(error, WireError::WantsSasl { broker: sasl });
+}
+
+/// A broker that answers each connection's bytes as a test says; `None` closes.
+async fn scripted(answer: impl Fn(i16, i32) -> Option<Bytes> + Send + 'static) -> Address {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("some port is free");
+    let port = listener.local_addr().expect("it is bound").port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            while let Ok(length) = stream.read_u32().await {
+                let mut frame = vec![0; usize::try_from(length).expect("it is short")];
+                stream.read_exact(&mut frame).await.expect("the client sends whole frames");
+                let mut frame = &frame[..];
+                let (key, _version, id) = (frame.get_i16(), frame.get_i16(), frame.get_i32());
+                let Some(bytes) = answer(key, id) else { break };
+                stream.write_all(&bytes).await.expect("the client listens");
+            }
+        }
+    });
+    Address { host: "127.0.0.1".into(), port }
+}
+
+fn framed(id: i32, body: &[u8]) -> Bytes {
+    let mut frame = BytesMut::new();
+    frame.put_u32(u32::try_from(body.len() + 4).expect("it is short"));
+    frame.put_i32(id);
+    frame.put_slice(body);
+    frame.freeze()
+}
+
+fn versions(id: i32, changed: impl Fn(&'static str, i16) -> (i16, i16)) -> Bytes {
+    let keys = CALLS.iter().map(|&(name, key, version)| {
+        let (min, max) = changed(name, version);
+        ApiVersion::default().with_api_key(key).with_min_version(min).with_max_version(max)
+    });
+    let mut body = BytesMut::new();
+    ApiVersionsResponse::default().with_api_keys(keys.collect()).encode(&mut body, 0).expect("it can be said");
+    framed(id, &body)
+}
+
+fn all_versions(id: i32) -> Bytes {
+    versions(id, |_, version| (version, version))
+}
+
+#[tokio::test]
+async fn broker_that_is_too_old_or_too_new_is_named() {
+    let check = async |changed: (i16, i16), expected: &str| {
+        let address = scripted(move |_, id| {
+            Some(versions(id, |name, version| if name == "JoinGroupRequest" { changed } else { (version, version) }))
+        });
+        let connected = dialer(Security::default(), PATIENCE).connect(&address.await).await;
+        let error = connected.map(|_| ()).expect_err(expected);
+        assert!(error.is_permanent());
+        assert!(error.to_string().contains(expected), "{error}");
+    };
+    check((0, 4), "knows versions 0 to 4 of JoinGroupRequest, not 5").await;
+    check((6, 9), "knows versions 6 to 9 of JoinGroupRequest, not 5").await;
+}
+
+#[tokio::test]
+async fn silent_broker_is_waited_for_no_longer_than_said() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("some port is free");
+    let port = listener.local_addr().expect("it is bound").port();
+    let address = Address { host: "127.0.0.1".into(), port };
+    let connected = dialer(Security::default(), Duration::from_millis(50)).connect(&address).await;
+    assert!(matches!(connected, Err(WireError::Timeout { .. })));
+
+    let address = scripted(|key, id| Some(if key == 18 { all_versions(id) } else { Bytes::new() })).await;
+    let mut connection = dialer(Security::default(), PATIENCE).connect(&address).await.expect("it greets");
+    let within = Duration::from_millis(50);
+    let answer = connection.call(&MetadataRequest::default(), within).await;
+    assert!(matches!(answer, Err(WireError::Timeout { call: "MetadataRequest", .. })));
+    let again = connection.call(&MetadataRequest::default(), within).await;
+    assert!(matches!(again, Err(WireError::Closed { .. })), "an answer may come late, and be taken for this one's");
+}
+
+#[tokio::test]
+async fn call_that_was_dropped_ends_its_connection() {
+    let address = scripted(|key, id| Some(if key == 18 { all_versions(id) } else { Bytes::new() })).await;
+    let mut connection = dialer(Security::default(), PATIENCE).connect(&address).await.expect("it greets");
+    let request = MetadataRequest::default();
+    let dropped = timeout(Duration::from_millis(50), connection.call(&request, PATIENCE)).await;
+    assert!(dropped.is_err(), "nobody answers it");
+    let again = connection.call(&request, PATIENCE).await;
+    assert!(matches!(again, Err(WireError::Closed { .. })));
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_answer_are_refused() {
+    let check = async |bytes: fn(i32) -> Option<Bytes>, expected: &str| {
+        let address = scripted(move |key, id| if key == 18 { Some(all_versions(id)) } else { bytes(id) }).await;
+        let mut connection = dialer(Security::default(), PATIENCE).connect(&address).await.expect("it greets");
+        let error = connection.call(&HeartbeatRequest::default(), PATIENCE).await.expect_err(expected).to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    check(|id| Some(framed(id + 1, &[0; 6])), "answers another question").await;
+    check(|id| Some(framed(id, &[0; 7])), "1 bytes too many").await;
+    check(|id| Some(framed(id, &[0; 5])), "no answer to HeartbeatRequest").await;
+    check(|_| Some(Bytes::from_static(&[0x7f, 0xff, 0xff, 0xff])), "which is not read").await;
+    check(|_| Some(Bytes::from_static(&[0xff, 0xff, 0xff, 0xff])), "which is not read").await;
+    check(|_| None, "may want a login").await;
+}
+
+#[test]
+fn addresses_are_hosts_and_ports() {
+    let check = |text: &str, host: &str, port| {
+        let address = Address::parse(text).expect(text);
+        assert_eq!(address, Address { host: host.into(), port });
+        assert_eq!(address.to_string(), text);
+    };
+    check("kafka:9092", "kafka", 9092);
+    check("[::1]:9092", "::1", 9092);
+    for wrong in ["", "kafka", "kafka:", ":9092", "kafka:x", "kafka:99999"] {
+        assert!(Address::parse(wrong).is_err(), "{wrong}");
+    }
+}
