@@ -44,8 +44,8 @@ use self::{
     security::{Security, SecurityError},
 };
 use super::{
-    AppendError, Appended, Assignment, Checkpoint, CommitError, Depth, Durability, Entry, Epoch, Log, NewRecord,
-    Partition, QueueName, ReadError, Table, TableError,
+    AppendError, Appended, Assignment, Checkpoint, Checkpointing, CommitError, Depth, Durability, Entry, Epoch, Log,
+    NewRecord, Partition, QueueName, ReadError, Table, TableError,
 };
 
 pub mod admin;
@@ -72,6 +72,9 @@ pub mod wire;
 
 /// Kafka's own limit for what is committed beside an offset, in characters.
 pub const MAX_METADATA_CHARS: usize = 4096;
+
+/// Each checkpoint is a record in a topic of the brokers.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Between attempts to make topics.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -268,10 +271,10 @@ impl Inner {
         }
     }
 
-    /// The last records of a queue's partitions, one partition after the other.
+    /// The last records of a partition.
     async fn read_tail(
         &self,
-        queue: &QueueName,
+        partition: &Partition,
         max_records: usize,
         max_bytes: usize,
         visit: &mut dyn FnMut(Entry),
@@ -279,35 +282,31 @@ impl Inner {
         let unavailable = |failure: failure::Failure| ReadError::Unavailable { reason: failure.to_string() };
         // A client of its own: the connections of the others belong to another runtime.
         let connector = Connector::new(self.config.clone(), secure(&self.security));
-        let topic: Arc<str> = self.topic_of(queue).into();
+        let topic: Arc<str> = self.topic_of(&partition.queue).into();
         let topics = connector.topics().await.map_err(unavailable)?;
-        let Some(found) = topics.into_iter().find(|found| *found.name == *topic) else { return Ok(()) };
-        let count = found.partitions.len().max(1);
-        let (max_records, max_bytes) = (max_records / count, max_bytes / count);
+        let index = i32::try_from(partition.index).expect("Kafka counts partitions in 31 bits");
+        if !topics.iter().any(|found| *found.name == *topic && found.partitions.contains(&index)) {
+            return Ok(());
+        }
         let source = Source { connector: Arc::new(connector), ..self.source.clone() };
-        for index in found.partitions.into_iter().filter_map(|index| u32::try_from(index).ok()) {
-            let leader = source.connector.leader(&topic, index).await.map_err(unavailable)?;
-            let deadline = || Instant::now() + source.patience;
-            let end = leader.latest(deadline()).await.map_err(unavailable)?;
-            let oldest = leader.earliest(deadline()).await.map_err(unavailable)?;
-            let mut reader = Fetcher::new(
-                source.clone(),
-                (topic.clone(), index),
-                Some(end.saturating_sub(max_records as u64).max(oldest)),
-            );
-            let mut last = VecDeque::new();
-            let mut bytes = 0;
-            while let Some(entries) = reader.next_below(end).await? {
-                for entry in entries {
-                    bytes += entry.record.size();
-                    last.push_back(entry);
-                    while bytes > max_bytes {
-                        bytes -= last.pop_front().map_or(bytes, |entry: Entry| entry.record.size());
-                    }
+        let leader = source.connector.leader(&topic, partition.index).await.map_err(unavailable)?;
+        let deadline = || Instant::now() + source.patience;
+        let end = leader.latest(deadline()).await.map_err(unavailable)?;
+        let oldest = leader.earliest(deadline()).await.map_err(unavailable)?;
+        let start = end.saturating_sub(max_records as u64).max(oldest);
+        let mut reader = Fetcher::new(source.clone(), (topic, partition.index), Some(start));
+        let mut last = VecDeque::new();
+        let mut bytes = 0;
+        while let Some(entries) = reader.next_below(end).await? {
+            for entry in entries {
+                bytes += entry.record.size();
+                last.push_back(entry);
+                while bytes > max_bytes {
+                    bytes -= last.pop_front().map_or(bytes, |entry: Entry| entry.record.size());
                 }
             }
-            last.into_iter().for_each(&mut *visit);
         }
+        last.into_iter().for_each(&mut *visit);
         Ok(())
     }
 }
@@ -357,9 +356,13 @@ impl Log for KafkaLog {
         Box::pin(self.inner.commit(partition, epoch, checkpoint))
     }
 
+    fn checkpointing(&self) -> Checkpointing {
+        Checkpointing { interval: CHECKPOINT_INTERVAL, max_state_bytes: MAX_METADATA_CHARS / 4 * 3 }
+    }
+
     fn tail(
         &self,
-        queue: &QueueName,
+        partition: &Partition,
         max_records: usize,
         max_bytes: usize,
         visit: &mut dyn FnMut(Entry),
@@ -373,7 +376,7 @@ impl Log for KafkaLog {
                 let mut visit = |entry| {
                     let _ = send.send(entry);
                 };
-                runtime.block_on(self.inner.read_tail(queue, max_records, max_bytes, &mut visit))
+                runtime.block_on(self.inner.read_tail(partition, max_records, max_bytes, &mut visit))
             });
             entries.into_iter().for_each(visit);
             reading.join().unwrap_or_else(|_| Err(ReadError::Unavailable { reason: "its thread panicked".to_owned() }))

@@ -392,7 +392,7 @@ impl Inner {
             if held(&entry)
                 && let Ok(NewRecord { record, .. }) = frame::decode(&entry.record)
             {
-                visit(Entry { offset: SPOOLED_OFFSET + entry.offset, record });
+                visit(Entry { offset: SPOOLED_OFFSET + entry.offset, record, ..entry });
             }
         })
     }

@@ -82,12 +82,8 @@ fn tasks_are_taken_while_kafka_is_away_and_forwarded_in_their_order() {
     assert!(sidecar.is_ready(), "nothing needs Kafka to be there");
     sidecar.post(&rpush("after", "list"));
     kafka.restart();
-    let expected: Vec<String> = ["before"]
-        .into_iter()
-        .map(str::to_owned)
-        .chain(names)
-        .chain(["after".to_owned()])
-        .collect();
+    let expected: Vec<String> =
+        ["before"].into_iter().map(str::to_owned).chain(names).chain(["after".to_owned()]).collect();
     wait_until("all of it was forwarded and made", || redis.list("list") == expected);
     wait_until("Kafka takes tasks again", || reaches_kafka(&sidecar));
 }
