@@ -34,7 +34,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    admin::{Admin, AdminError, NewTopic, TopicKind},
+    admin::{Admin, AdminError, Finding, NewTopic, Severity, TopicKind},
     config::Config,
     connector::{Connector, Secure},
     consumers::Consumers,
@@ -48,6 +48,7 @@ use super::{
     NewRecord, Partition, QueueName, ReadError, Table, TableError,
 };
 
+#[cfg_attr(not(test), expect(dead_code, reason = "offsets of others, and topics for tables, are not asked for yet"))]
 pub mod admin;
 pub mod config;
 mod connector;
@@ -55,6 +56,7 @@ mod consumers;
 mod depths;
 mod failure;
 mod fetcher;
+#[cfg_attr(not(test), expect(dead_code, reason = "topics are made before the group is joined, which finds them then"))]
 mod group;
 mod nodelay;
 mod outbox;
@@ -257,17 +259,35 @@ impl Inner {
 
     /// Makes the topics that are missing; waits until there is a Kafka to make them in.
     async fn make_missing_topics(&self, queues: &[QueueName]) {
-        while self.config.create_topics {
-            match self.make_topics(queues).await {
-                Ok(()) => return,
-                Err(error) if error.is_permanent() => {
-                    return tracing::warn!("Topics cannot be made, and those that exist are used: {error}");
-                }
-                Err(error) => {
-                    tracing::debug!("Topics cannot be made now: {error}");
-                    sleep(PAUSE).await;
+        while let Err(error) = self.make_topics(queues).await {
+            if error.is_permanent() {
+                tracing::warn!("Topics cannot be made, and those that exist are used: {error}");
+                break;
+            }
+            tracing::debug!("Topics cannot be made now: {error}");
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Says what about the topics of these queues breaks a promise, or will.
+    async fn report_findings(&self, queues: &[QueueName]) {
+        let topics: Vec<(Arc<str>, TopicKind)> =
+            queues.iter().map(|queue| (self.topic_of(queue).into(), TopicKind::Tasks)).collect();
+        match Admin::new(self.config.clone(), self.security.clone()).inspect(&topics).await {
+            Ok(findings) => {
+                for Finding { code, severity, topic, message, remedy } in findings {
+                    let code = code.as_str();
+                    match severity {
+                        Severity::Error => {
+                            tracing::error!(kafka.topic = topic, code, "Topic {topic}: {message}; {remedy}")
+                        }
+                        Severity::Warning => {
+                            tracing::warn!(kafka.topic = topic, code, "Topic {topic}: {message}; {remedy}")
+                        }
+                    }
                 }
             }
+            Err(error) => tracing::warn!("The configuration of the topics cannot be checked: {error}"),
         }
     }
 

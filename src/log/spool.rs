@@ -493,8 +493,9 @@ impl Log for Spool {
         self.inner.depth()
     }
 
+    /// On this disk: what a person must look at is never further away than the process that put it there.
     fn table(&self, name: &'static str) -> Result<Arc<dyn Table>, TableError> {
-        self.inner.remote.table(name)
+        self.inner.journal.table(name)
     }
 
     fn failed(&self) -> BoxFuture<'static, String> {

@@ -10,6 +10,9 @@ use std::{
 
 pub mod faults;
 pub mod http;
+#[allow(dead_code, reason = "shared with the tests of the library, which use the rest of it")]
+#[path = "../../src/log/kafka/testing.rs"]
+pub mod kafka;
 pub mod proxy;
 pub mod redis;
 pub mod resp;

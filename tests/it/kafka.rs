@@ -60,7 +60,7 @@ fn tasks_are_stored_in_kafka_and_made_in_their_order() {
     }
     sidecar.wait_until_done();
     let repeated = sidecar.post(&rpush("t-3", "list:3"));
-    assert_eq!(repeated.header("Idempotent-Replayed"), Some("true"));
+    assert_eq!(repeated.header("idempotent-replayed"), Some("true"));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `scripts/setup` on machines that lack what it installs: every program that it finds is a fake that notes its call.
+//! `scripts/setup` and `scripts/kafka-jars` on machines that lack what they install: every program that it finds is a fake that notes its call.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -51,10 +51,15 @@ impl Machine {
     }
 
     fn set_up(&self) -> Outcome {
+        self.run("scripts/setup")
+    }
+
+    fn run(&self, script: &str) -> Outcome {
         let calls = self.path("calls");
-        let output = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/setup"))
+        let output = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join(script))
             .env_clear()
             .env("PATH", self.programs.path())
+            .env("HOME", self.programs.path())
             .env("CALLS", &calls)
             .output()
             .expect("the script runs");
@@ -128,4 +133,17 @@ fn nothing_is_done_where_everything_is_there_but_parts_of_rust() {
     let outcome = machine.set_up();
     assert!(outcome.success, "{}", outcome.errors);
     assert_eq!(outcome.calls, ["rustup component add rustfmt clippy"]);
+}
+
+#[test]
+fn what_kafka_needs_is_named_where_it_may_not_be_installed() {
+    let machine = Machine::new("apt-get", 1000);
+    machine.add(&["flock", "sed"], "exit 0");
+    machine.add(&["sudo"], "exit 1");
+    let outcome = machine.run("scripts/kafka-jars");
+    assert!(!outcome.success);
+    assert_eq!(
+        outcome.errors,
+        "kafka-jars: please run as root: apt-get install -y --no-install-recommends default-jre-headless maven\n"
+    );
 }

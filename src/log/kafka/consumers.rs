@@ -132,7 +132,10 @@ impl Inner {
             self.lose_all().await;
         }
         self.consumers.state().listeners.push(Listener { queues, assignments });
-        self.make_missing_topics(&wanted).await;
+        if self.config.create_topics {
+            self.make_missing_topics(&wanted).await;
+        }
+        self.report_findings(&wanted).await;
         self.join(wanted);
         received
     }

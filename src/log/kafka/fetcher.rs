@@ -45,13 +45,16 @@ pub(super) struct Source {
     pub(super) patience: Duration,
 }
 
+/// What an answer brought.
+type Fetched = Result<Vec<Entry>, Failure>;
+
 /// A [`Reader`] of one partition.
 pub(super) struct Fetcher {
     source: Source,
     place: Place,
     cursor: Cursor,
     /// A fetch under way, with the cursor; kept here, so that a dropped future loses nothing.
-    fetching: Option<BoxFuture<'static, (Cursor, Result<Vec<Entry>, Failure>)>>,
+    fetching: Option<BoxFuture<'static, (Cursor, Fetched)>>,
     /// Fetched, and over the caller's bound.
     held: VecDeque<Entry>,
 }
@@ -97,7 +100,7 @@ impl Fetcher {
     }
 
     /// What the next answer brings.
-    async fn fetch(&mut self) -> Result<Vec<Entry>, Failure> {
+    async fn fetch(&mut self) -> Fetched {
         let fetching = self.fetching.get_or_insert_with(|| {
             let cursor = std::mem::take(&mut self.cursor);
             Box::pin(step(self.source.clone(), self.place.clone(), cursor, LONGEST_WAIT))
@@ -109,7 +112,7 @@ impl Fetcher {
     }
 
     /// When the log closes: what is there already can still be read.
-    async fn look_once_more(&mut self) -> Result<Result<Vec<Entry>, Failure>, ReadError> {
+    async fn look_once_more(&mut self) -> Result<Fetched, ReadError> {
         if let Some(fetching) = self.fetching.take() {
             // It waits for records to come, unless it was answered by now; and it has the cursor.
             match futures_util::FutureExt::now_or_never(fetching) {
@@ -155,12 +158,7 @@ impl Reader for Fetcher {
 }
 
 /// Fetches once, with the cursor moved on by what came of it.
-async fn step(
-    source: Source,
-    place: Place,
-    mut cursor: Cursor,
-    wait: Duration,
-) -> (Cursor, Result<Vec<Entry>, Failure>) {
+async fn step(source: Source, place: Place, mut cursor: Cursor, wait: Duration) -> (Cursor, Fetched) {
     let leader = match cursor.leader.take() {
         Some(leader) => leader,
         None => match source.connector.leader(&place.0, place.1).await {
@@ -177,13 +175,7 @@ async fn step(
     (cursor, fetched)
 }
 
-async fn fetch(
-    source: &Source,
-    place: &Place,
-    leader: &Leader,
-    next: &mut Option<u64>,
-    wait: Duration,
-) -> Result<Vec<Entry>, Failure> {
+async fn fetch(source: &Source, place: &Place, leader: &Leader, next: &mut Option<u64>, wait: Duration) -> Fetched {
     let deadline = || Instant::now() + source.patience;
     let from = match *next {
         Some(from) => from,

@@ -53,6 +53,9 @@ const SHORTEST_REFRESH: Duration = Duration::from_millis(50);
 /// A connection that is not used for so long is closed by us: brokers, and what stands between, close them silently.
 const IDLE: Duration = Duration::from_secs(180);
 
+/// By topic and partition.
+type Outboxes = HashMap<Arc<str>, HashMap<u32, Arc<Outbox>>>;
+
 /// A handle: dropping it ends the tasks behind it, closing it ends them in order.
 pub(super) struct Producer {
     shared: Arc<Shared>,
@@ -63,7 +66,7 @@ struct Shared {
     connector: Connector,
     depths: Arc<Depths>,
     topics: Topics,
-    outboxes: Mutex<HashMap<Arc<str>, HashMap<u32, Arc<Outbox>>>>,
+    outboxes: Mutex<Outboxes>,
     waiting_bytes: Arc<AtomicUsize>,
     trouble: Trouble,
     closing: CancellationToken,
