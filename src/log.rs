@@ -30,6 +30,7 @@ pub(crate) mod conformance;
 pub mod journal;
 mod lease;
 pub mod memory;
+pub mod spool;
 
 pub use self::lease::{BootTime, Lease, LeaseKeeper};
 

@@ -56,8 +56,7 @@ use self::{
     chain::Chain,
     disk::{FileKind, Lock},
     frame::{Kind, Pair},
-    inbox::{MAX_QUEUED_BYTES, Work},
-    reader::JournalReader,
+    inbox::Work,
     recovery::RecoveryError,
     segment::{Aside, Home, Shape},
     table::JournalTable,
@@ -70,6 +69,8 @@ use super::{
 
 pub use self::{
     disk::{Disk, RealDisk},
+    inbox::{ITEM_OVERHEAD, MAX_QUEUED_BYTES},
+    reader::JournalReader,
     stats::JournalStats,
 };
 
@@ -90,11 +91,14 @@ mod shelf;
 mod stats;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod writer;
 
 /// A request becomes frames that its reader takes for frames.
 const _: () = assert!(MAX_QUEUED_BYTES <= frame::MAX_PAYLOAD_BYTES);
+
+/// What a record takes beside its headers and value.
+pub const RECORD_OVERHEAD_BYTES: usize = frame::FRAME_HEADER_BYTES + Pair::OVERHEAD_BYTES;
 
 const LOCK: &str = "LOCK";
 const QUEUES: &str = "queues";
@@ -117,6 +121,9 @@ pub struct JournalConfig {
     pub segment_bytes: u64,
     /// The configured targets: each has a guaranteed share.
     pub targets: Vec<Arc<str>>,
+    /// Appends may use the reserve: whoever appends asks for [`JournalLog::room`] first, and counts what he was
+    /// promised. Default false.
+    pub room_is_promised: bool,
 }
 
 impl JournalConfig {
@@ -128,6 +135,7 @@ impl JournalConfig {
             allow_volatile: false,
             segment_bytes: 16 << 20,
             targets: vec!["default".into()],
+            room_is_promised: false,
         }
     }
 
@@ -142,6 +150,15 @@ impl JournalConfig {
             max_step,
             min_free_bytes: self.min_free_bytes,
         }
+    }
+
+    fn queue_dir(&self, queue: &QueueName) -> PathBuf {
+        self.dir.join(QUEUES).join(&*queue.target).join(queue.lane)
+    }
+
+    /// What the journals of queues are charged as.
+    fn append_purpose(&self) -> Purpose {
+        if self.room_is_promised { Purpose::Reserve } else { Purpose::Append }
     }
 
     /// What one request may hold.
@@ -236,6 +253,48 @@ impl JournalLog {
     pub fn stats(&self) -> Arc<JournalStats> {
         self.inner.stats.clone()
     }
+
+    /// The most that one request may hold, [`RECORD_OVERHEAD_BYTES`] for each record included.
+    pub fn max_request_bytes(&self) -> usize {
+        self.inner.config.max_request_bytes()
+    }
+
+    /// Whether a target's queues may grow by that many bytes: by the rules for appends, the reserve left alone. What
+    /// the file system has left is another question.
+    pub fn room(&self, target: &Arc<str>, bytes: u64) -> Result<(), AppendError> {
+        self.inner.usable()?;
+        if self.inner.budget.has_room(target, bytes) {
+            Ok(())
+        } else {
+            Err(AppendError::Full { retry_after: FULL_RETRY })
+        }
+    }
+
+    /// What the file system has left for appends.
+    pub fn free_bytes(&self) -> io::Result<u64> {
+        let config = &self.inner.config;
+        Ok(self.inner.disk.space(&config.dir)?.free_bytes.saturating_sub(config.min_free_bytes))
+    }
+
+    /// Where a queue's files are.
+    pub fn queue_dir(&self, queue: &QueueName) -> PathBuf {
+        self.inner.config.queue_dir(queue)
+    }
+
+    /// Assigns a queue, made if need be, to a consumer that also wants to know when it has read everything.
+    pub async fn follow(&self, queue: &QueueName) -> Result<Following, AppendError> {
+        self.inner.usable()?;
+        let writer = self.inner.queue_or_new(queue).map_err(|reason| AppendError::Unavailable { reason })?;
+        self.inner.follow(queue.clone(), &writer).await.ok_or(AppendError::Closed)
+    }
+}
+
+/// A queue's only consumer.
+pub struct Following {
+    pub partition: Partition,
+    pub epoch: Epoch,
+    pub checkpoint: Option<Checkpoint>,
+    pub reader: JournalReader,
 }
 
 /// Makes, checks and locks the directory.
@@ -280,7 +339,7 @@ impl Inner {
                     continue;
                 };
                 let queue = QueueName { target: target.as_str().into(), lane };
-                let writer = self.open_chain(&dir, Some(&queue.target), Purpose::Append)?;
+                let writer = self.open_chain(&dir, Some(&queue.target), self.config.append_purpose())?;
                 self.queues.write().unwrap_or_else(PoisonError::into_inner).insert(queue, Arc::new(writer));
             }
         }
@@ -361,9 +420,10 @@ impl Inner {
         if let Some(writer) = queues.get(name) {
             return Ok(writer.clone());
         }
-        let dir = self.config.dir.join(QUEUES).join(&*name.target).join(name.lane);
+        let dir = self.config.queue_dir(name);
         let chain = Chain::new(self.home(&dir, Some(&name.target)));
-        let writer = Writer::start(chain, Purpose::Append, self.failure.clone()).map_err(|error| error.to_string())?;
+        let writer = Writer::start(chain, self.config.append_purpose(), self.failure.clone())
+            .map_err(|error| error.to_string())?;
         let writer = Arc::new(writer);
         queues.insert(name.clone(), writer.clone());
         self.made.send_replace(queues.len());
@@ -404,8 +464,8 @@ impl Inner {
         writer.inbox.append(items, bytes)?.await
     }
 
-    /// The assignment of a queue to a new consumer; the one before it can commit no more. `None` when the log closes.
-    async fn assign(&self, queue: QueueName, writer: Arc<Writer>) -> Option<Assignment> {
+    /// Gives a queue to a new consumer; the one before it can commit no more. `None` when the log closes.
+    async fn follow(&self, queue: QueueName, writer: &Writer) -> Option<Following> {
         let (answer, assigned) = oneshot::channel();
         if !writer.inbox.ask(Work::Assign { answer }) {
             return None;
@@ -413,7 +473,11 @@ impl Inner {
         let (epoch, checkpoint) = assigned.await.ok()?;
         let from = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.watermark);
         let reader = JournalReader::new(writer.home.clone(), writer.shelf.clone(), from);
-        let partition = Partition { queue, index: 0 };
+        Some(Following { partition: Partition { queue, index: 0 }, epoch, checkpoint, reader })
+    }
+
+    async fn assign(&self, queue: QueueName, writer: Arc<Writer>) -> Option<Assignment> {
+        let Following { partition, epoch, checkpoint, reader } = self.follow(queue, &writer).await?;
         // The lock on the data directory keeps everybody else out.
         let lease = Lease::forever();
         Some(Assignment::Assigned(Assigned { partition, epoch, checkpoint, lease, reader: Box::new(reader) }))
@@ -481,7 +545,7 @@ fn appended(offset: u64) -> Appended {
 }
 
 fn frame_bytes(new: &NewRecord) -> usize {
-    new.record.size() + frame::FRAME_HEADER_BYTES + Pair::OVERHEAD_BYTES
+    new.record.size() + RECORD_OVERHEAD_BYTES
 }
 
 impl Log for JournalLog {

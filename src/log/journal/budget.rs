@@ -60,6 +60,11 @@ impl Budget {
             || self.allows(&used, None, bytes, Purpose::Append)
     }
 
+    /// Whether that target could take `bytes` more for appends.
+    pub fn has_room(&self, target: &Arc<str>, bytes: u64) -> bool {
+        self.allows(&self.lock(), Some(target), bytes, Purpose::Append)
+    }
+
     fn allows(&self, used: &Used, target: Option<&Arc<str>>, bytes: u64, purpose: Purpose) -> bool {
         let guaranteed = self.share * used.targets.len() as u64;
         let reserve = if purpose == Purpose::Append { self.max_bytes / 10 } else { 0 };
@@ -157,6 +162,17 @@ mod tests {
         assert!(!budget.any_room(1));
         table.give_back(101);
         assert!(budget.any_room(1));
+    }
+
+    #[test]
+    fn room_of_a_target_ends_where_the_reserve_begins() {
+        let budget = budget(&["a", "b"]);
+        let a = Arc::from("a");
+        assert!(budget.has_room(&a, 250 + 400));
+        assert!(!budget.has_room(&a, 250 + 401));
+        assert!(budget.account(Some("b".into())).take(250 + 100, Purpose::Append));
+        assert!(budget.has_room(&a, 250 + 300));
+        assert!(!budget.has_room(&a, 250 + 301));
     }
 
     #[test]

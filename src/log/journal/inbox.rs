@@ -26,7 +26,7 @@ pub const MAX_QUEUED_BYTES: usize = 8 << 20;
 const MAX_BATCH_BYTES: usize = 1 << 20;
 const MAX_BATCH_ITEMS: usize = 1024;
 /// Counted for each item beside its bytes.
-const ITEM_OVERHEAD: usize = 64;
+pub const ITEM_OVERHEAD: usize = 64;
 
 /// When the queue to the writer is full, it is so for about as long as a few syncs take.
 const BUSY_RETRY: Duration = Duration::from_secs(1);

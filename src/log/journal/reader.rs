@@ -88,7 +88,27 @@ impl JournalReader {
         }
     }
 
-    async fn read_now(&mut self, max_bytes: usize) -> Result<Vec<Entry>, ReadError> {
+    /// The number that the next record gets. What is below it and not lost, a read after this hands out; what comes
+    /// later ends the next [`JournalReader::changed`].
+    pub fn mark_end(&mut self) -> u64 {
+        self.progress.borrow_and_update().next_seq
+    }
+
+    /// The number that the next record gets.
+    pub fn end(&self) -> u64 {
+        self.progress.borrow().next_seq
+    }
+
+    /// Waits until something has happened since [`JournalReader::mark_end`]: a record, or something else.
+    pub async fn changed(&mut self) -> Result<(), ReadError> {
+        if self.progress.borrow().closed {
+            return Err(ReadError::Closed);
+        }
+        self.progress.changed().await.map_err(|_| ReadError::Closed)
+    }
+
+    /// What is durable and was not read yet, at most `max_bytes` but at least one; none if there is none.
+    pub async fn read_now(&mut self, max_bytes: usize) -> Result<Vec<Entry>, ReadError> {
         if let State::Ready(source) = &mut self.state
             && source.follower.is_near_end()
         {

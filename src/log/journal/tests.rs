@@ -11,7 +11,7 @@ mod damage;
 mod faults;
 pub mod model;
 mod opening;
-mod sim;
+pub mod sim;
 mod tables;
 mod unreadable;
 
