@@ -10,6 +10,7 @@
 
 use std::{
     io,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -42,6 +43,16 @@ const REVOKE_BOUND: Duration = Duration::from_secs(10);
 pub enum AppError {
     #[error("the journal cannot be opened")]
     Journal(#[from] OpenError),
+    #[error(
+        "{left} tasks in {} wait for Kafka, and `kafka.brokers` is not set: set it until they are forwarded",
+        dir.display()
+    )]
+    LeftForKafka { left: u64, dir: PathBuf },
+    #[error(
+        "{left} tasks in {} were stored there before `kafka.brokers` was set: start without it until they are made",
+        dir.display()
+    )]
+    LeftInJournal { left: u64, dir: PathBuf },
     #[error("Kafka cannot be used as it is configured")]
     Kafka(#[from] kafka::OpenError),
     #[error("the log cannot be read")]
@@ -89,19 +100,26 @@ struct Storage {
 impl Storage {
     fn open(config: &Config) -> Result<Self, AppError> {
         let Some(kafka) = &config.kafka else {
+            let left = left_in(JournalConfig { dir: spool_dir(config), ..journal_config(config) })?;
+            if left > 0 {
+                return Err(AppError::LeftForKafka { left, dir: spool_dir(config) });
+            }
             let journal = JournalLog::open(journal_config(config), Arc::new(RealDisk))?;
             let stats = journal.stats();
             return Ok(Self { log: Arc::new(journal), stats, spool: None });
         };
+        let left = left_in(journal_config(config))?;
+        if left > 0 {
+            return Err(AppError::LeftInJournal { left, dir: config.data_dir.clone() });
+        }
         let identities = config.targets.iter().map(|target| (target.name.as_str().into(), target.url.server().into()));
         let remote = KafkaLog::open(kafka_config(kafka), identities.collect())?;
         let mode = if kafka.local_first { spool::Mode::Always } else { spool::Mode::WhenAway };
-        let settings = spool::Config {
-            max_record_bytes: kafka::config::Config::default().max_record_bytes,
-            close_within: config.shutdown.grace / 2,
-            ..spool::Config::new(mode, kafka.produce_timeout)
-        };
-        let spool = Arc::new(Spool::open(Arc::new(remote), journal_config(config), Arc::new(RealDisk), settings)?);
+        let mut settings = spool::Config::new(mode, kafka.produce_timeout);
+        settings.max_record_bytes = kafka::config::Config::default().max_record_bytes;
+        settings.close_within = config.shutdown.grace / 2;
+        let journal = JournalConfig { dir: spool_dir(config), ..journal_config(config) };
+        let spool = Arc::new(Spool::open(Arc::new(remote), journal, Arc::new(RealDisk), settings)?);
         Ok(Self { log: spool.clone(), stats: spool.stats(), spool: Some(spool) })
     }
 
@@ -257,6 +275,21 @@ fn journal_config(config: &Config) -> JournalConfig {
     }
 }
 
+/// Where tasks wait for Kafka: apart from the journal's own, which have another form.
+fn spool_dir(config: &Config) -> PathBuf {
+    config.data_dir.join("spool")
+}
+
+/// How many tasks an earlier process has left in a journal that this one does not use.
+fn left_in(journal: JournalConfig) -> Result<u64, AppError> {
+    // Opening makes it.
+    if !journal.dir.join("queues").is_dir() {
+        return Ok(0);
+    }
+    let journal = JournalLog::open(journal, Arc::new(RealDisk))?;
+    Ok(journal.depth().iter().map(|depth| depth.end.saturating_sub(depth.finished)).sum())
+}
+
 fn kafka_config(kafka: &config::Kafka) -> kafka::config::Config {
     use kafka::config::{Mechanism, Sasl, Tls};
     kafka::config::Config {
@@ -323,7 +356,7 @@ fn consumer_config(config: &Config, boot_id: [u8; 16]) -> consumer::Config {
         connections: config.redis.connections,
         boot_id,
         marker_ttl: config.once.marker_ttl,
-        revoke_bound: REVOKE_BOUND,
+        revoke_bound: config.kafka.as_ref().map_or(REVOKE_BOUND, |kafka| REVOKE_BOUND.min(kafka.rebalance_timeout / 3)),
     }
 }
 

@@ -373,8 +373,8 @@ impl Inner {
         max_bytes: usize,
         visit: &mut dyn FnMut(Entry),
     ) -> Result<(), ReadError> {
-        let spooled = self.journal.depth().into_iter().find(|depth| depth.partition == *partition);
-        let watermark = spooled.map_or(u64::MAX, |depth| depth.finished);
+        let watermark = self.journal.depth().into_iter().find(|depth| depth.partition == *partition);
+        let watermark = watermark.map_or(u64::MAX, |depth| depth.finished);
         // What was forwarded is in the remote log, and its records are not gone from the files at once.
         let held = |entry: &Entry| entry.offset >= watermark;
         let (mut records, mut bytes) = (0, 0);

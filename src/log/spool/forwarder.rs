@@ -39,7 +39,7 @@ pub struct Forwarder {
     journal: Arc<JournalLog>,
     remote: Arc<dyn Log>,
     config: Arc<Config>,
-    /// Nothing new comes any more: what is there is forwarded, but a remote log that fails is not waited for.
+    /// Nothing new comes any more: what is there is forwarded, but a remote log that fails then is not waited for.
     finishing: CancellationToken,
     chance: fastrand::Rng,
     pace: Pace,
@@ -141,6 +141,7 @@ impl Forwarder {
                 }
             }
             let begun = Instant::now();
+            let is_last_try = self.finishing.is_cancelled();
             let count = self.pace.batch().min(waiting.len());
             match self.send(waiting.iter().take(count)).await {
                 Ok(()) => {
@@ -159,7 +160,11 @@ impl Forwarder {
                     }
                 }
                 Err(SendError::Remote(AppendError::TooLarge { .. })) if count > 1 => self.pace.too_large(),
-                Err(error) => self.pause(&error).await?,
+                Err(error) if is_last_try => {
+                    tracing::debug!(queue = %self.line.queue, "Spooled records stay: {error}");
+                    return Err(End::GivenUp);
+                }
+                Err(error) => self.pause(&error).await,
             }
         }
     }
@@ -230,7 +235,7 @@ impl Forwarder {
     }
 
     /// A batch was not forwarded, or perhaps was: it will be sent again.
-    async fn pause(&mut self, error: &SendError) -> Result<(), End> {
+    async fn pause(&mut self, error: &SendError) {
         self.line.end_handover();
         let queue = &self.line.queue;
         let needs_someone = matches!(error, SendError::Frame(_) | SendError::Remote(AppendError::TooLarge { .. }));
@@ -241,14 +246,10 @@ impl Forwarder {
         } else {
             tracing::debug!(%queue, "Spooled records of {queue} are not forwarded yet: {error}");
         }
-        if self.finishing.is_cancelled() {
-            return Err(End::GivenUp);
-        }
         let pause = self.pace.failed(Instant::now(), &mut self.chance);
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = self.finishing.cancelled() => {}
         }
-        Ok(())
     }
 }

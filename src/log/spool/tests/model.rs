@@ -34,7 +34,7 @@ async fn order_and_number_survive_whatever_dies() {
     let asked = |name: &str| std::env::var(name).ok().map(|number| number.parse::<u64>().expect("a number"));
     let soak = asked("REDRIVE_SPOOL_CASES");
     let first = asked("REDRIVE_SPOOL_SEED").unwrap_or_else(|| if soak.is_some() { fastrand::u64(..) } else { 0 });
-    let seeds = (0..soak.unwrap_or(400)).map(|case| first.wrapping_add(case));
+    let seeds = (0..soak.unwrap_or(200)).map(|case| first.wrapping_add(case));
     if let Some((seed, found)) = find(seeds, None).await {
         panic!("seed {seed}: {found}");
     }

@@ -6,7 +6,11 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{remote::Weather, *};
-use crate::log::{AppendError, HeadersBuilder, NewRecord, Record, conformance::tail, conformance::values};
+use crate::log::{
+    AppendError, HeadersBuilder, NewRecord, Record,
+    conformance::{tail, values},
+    journal::tests::sim::SimDisk,
+};
 
 fn normal() -> QueueName {
     queue("normal")
@@ -30,12 +34,12 @@ impl HeldClock {
         let begun = (Instant::now(), std::time::Instant::now());
         let mut future = std::pin::pin!(future);
         loop {
-            // Time for the threads, in real life; then a step.
-            for _ in 0..20 {
+            // Time for the journal's thread, in real life; then a step.
+            for _ in 0..4 {
                 if let std::task::Poll::Ready(ready) = futures_util::poll!(future.as_mut()) {
                     return (ready, begun.0.elapsed());
                 }
-                std::thread::yield_now();
+                std::thread::sleep(Duration::from_micros(20));
                 tokio::task::yield_now().await;
             }
             assert!(begun.1.elapsed() < Duration::from_secs(60), "it hangs");
@@ -246,8 +250,10 @@ async fn what_is_spooled_is_part_of_the_tail() {
 
 #[tokio::test(start_paused = true)]
 async fn requests_wait_for_a_dead_remote_once_and_not_each() {
-    let (remote, dir) = (Remote::new(1), private_dir());
-    let spool = open(&remote, &dir, when_away());
+    // No disk in it that has hiccups of its own.
+    let (remote, disk) = (Remote::new(1), Arc::new(SimDisk::new()));
+    let config = JournalConfig { min_free_bytes: 0, ..JournalConfig::new("/data") };
+    let spool = open_on(&remote, config, disk, when_away());
     let clock = HeldClock::hold();
     remote.set(Weather::Silent);
     let (durability, took) = clock.advance_until(append(&spool, &normal(), "first")).await;
@@ -262,16 +268,18 @@ async fn requests_wait_for_a_dead_remote_once_and_not_each() {
 
 #[tokio::test(start_paused = true)]
 async fn every_request_is_answered_in_time_whatever_the_remote_does() {
-    let (remote, dir) = (Remote::new(1), private_dir());
-    let spool = open(&remote, &dir, when_away());
+    // No disk in it that has hiccups of its own.
+    let (remote, disk) = (Remote::new(1), Arc::new(SimDisk::new()));
+    let config = JournalConfig { min_free_bytes: 0, ..JournalConfig::new("/data") };
+    let spool = open_on(&remote, config, disk, when_away());
     let clock = HeldClock::hold();
     for weather in [Weather::Silent, Weather::Fair, Weather::Forgetful, Weather::Silent, Weather::Away] {
         remote.set(weather);
         let queue = normal();
-        let appends = (0..50).map(|n| {
+        let appends = (0..20).map(|n| {
             let (spool, queue) = (&spool, &queue);
             async move {
-                tokio::time::sleep(Duration::from_millis(n * 40)).await;
+                tokio::time::sleep(Duration::from_millis(n * 50)).await;
                 let begun = Instant::now();
                 let durability = append(spool, queue, &n.to_string()).await;
                 (durability, begun.elapsed())
