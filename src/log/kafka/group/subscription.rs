@@ -7,8 +7,10 @@
 //!   user data:   {"v":1,"conflicts":[{"target":…,"fingerprints":[…]},…]}
 //! ```
 //!
-//! The outer form is that of Java's consumers, so that Kafka's own tools show who owns what. What is not understood
-//! here is a member without targets: it gets nothing.
+//! The outer form is that of Java's consumers, so that Kafka's own tools show who owns what. That there is user data at
+//! all keeps consumers of Kafka's newer protocol out: for them the broker would turn the group into one of theirs, and
+//! give out partitions by itself, but not where members are used to words of their own. What is not understood here is
+//! a member without targets: it gets nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -7,6 +7,14 @@ use std::{
 };
 
 use futures_util::future::join_all;
+use kafka_protocol::{
+    error::ResponseError,
+    messages::{
+        ApiVersionsRequest, ConsumerGroupHeartbeatRequest, ConsumerGroupHeartbeatResponse, GroupId, JoinGroupRequest,
+        TopicName, join_group_request::JoinGroupRequestProtocol,
+    },
+    protocol::StrBytes,
+};
 use tokio::{runtime::Handle, sync::oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +24,7 @@ use crate::log::{
     kafka::{
         admin::Admin,
         testing::{Kafka, unique},
+        wire::{Address, Call, Connection, Dialer},
     },
 };
 
@@ -585,4 +594,61 @@ async fn process_beyond_the_stand_bys_waits_for_room() {
     another.group.leave().await;
     spare.generation().await;
     tokio::join!(owner.group.leave(), stand_by.group.leave(), spare.group.leave());
+}
+
+/// A consumer of the protocol that came with Kafka 4.
+impl Call for ConsumerGroupHeartbeatRequest {
+    const NAME: &str = "ConsumerGroupHeartbeatRequest";
+    const KEY: i16 = 68;
+    const VERSION: i16 = 1;
+    type Answer = ConsumerGroupHeartbeatResponse;
+}
+
+async fn connection(kafka: &Kafka) -> Connection {
+    let dialer = Dialer::new(&config(kafka, "any"), Security::default());
+    let address = Address::parse(&kafka.address()).expect("it is one");
+    dialer.connect(&address).await.expect("it is up")
+}
+
+#[tokio::test]
+async fn consumers_of_other_kinds_are_refused_loudly() {
+    let kafka = Kafka::shared();
+    let name = unique("foreign");
+    kafka.create_topic(&name, 2, &[]);
+    let mut member = Joined::join(config(kafka, &name), vec![topic(&name)]);
+    member.assigned(2).await;
+    let generation = member.generation().await;
+    let text = |text: &str| StrBytes::from_string(text.to_owned());
+    let mut connection = connection(kafka).await;
+
+    let protocol = JoinGroupRequestProtocol::default().with_name(text("range"));
+    let classic = JoinGroupRequest::default()
+        .with_group_id(GroupId(text(&name)))
+        .with_session_timeout_ms(6000)
+        .with_rebalance_timeout_ms(6000)
+        .with_protocol_type(text("consumer"))
+        .with_protocols(vec![protocol]);
+    let answer = connection.call(&classic, PATIENCE).await.expect("it answers");
+    assert_eq!(answer.error_code, ResponseError::InconsistentGroupProtocol.code());
+
+    let modern = |group: &str| {
+        ConsumerGroupHeartbeatRequest::default()
+            .with_group_id(GroupId(text(group)))
+            .with_member_id(text("another"))
+            .with_member_epoch(0)
+            .with_rebalance_timeout_ms(6000)
+            .with_subscribed_topic_names(Some(vec![TopicName(text(&name))]))
+            .with_topic_partitions(Some(Vec::new()))
+    };
+    let known = connection.call(&ApiVersionsRequest::default(), PATIENCE).await.expect("it answers").api_keys;
+    // A broker before Kafka 4 has no such consumers.
+    if known.iter().any(|known| known.api_key == ConsumerGroupHeartbeatRequest::KEY && known.max_version >= 1) {
+        let elsewhere = connection.call(&modern(&unique("elsewhere")), PATIENCE).await.expect("it answers");
+        assert_eq!(elsewhere.error_code, 0, "a group of its own kind takes it in");
+        let answer = connection.call(&modern(&name), PATIENCE).await.expect("it answers");
+        assert_eq!(answer.error_code, ResponseError::GroupIdNotFound.code(), "{:?}", answer.error_message);
+    }
+    assert!(member.events.try_recv().is_err(), "the member was disturbed");
+    assert_eq!(member.generation().await, generation);
+    member.group.leave().await;
 }

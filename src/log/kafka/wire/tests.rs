@@ -153,7 +153,7 @@ async fn guarded_broker_is_reached_and_what_is_wrong_is_said() {
     refused(load(None, None), &tls, "wants TLS").await;
     refused(load(Some(certificates.tls()), None), &kafka.address(), "does this port speak TLS?").await;
     refused(load(None, login(Mechanism::Plain)), &kafka.address(), "refused the login").await;
-    refused(load(Some(certificates.tls()), None), &mutual, "CertificateRequired").await;
+    refused(load(Some(certificates.tls()), None), &mutual, "Certificate").await;
     // This may be something else, and is tried again.
     let error = try_out(load(None, None), &sasl).await.expect_err("it wants a login");
     assert_eq!(error, WireError::WantsSasl { broker: sasl });
