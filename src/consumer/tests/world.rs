@@ -159,14 +159,19 @@ impl Owner {
 
 impl Owner {
     /// Has it stop in order.
-    pub fn stop(&mut self) {
+    pub fn stop(&self) {
         self.consumer.stop.cancel();
+    }
+
+    /// Waits until it has.
+    pub async fn stopped(&self) {
+        tokio::time::timeout(PATIENCE, self.consumer.ended()).await.expect("it ends in time");
     }
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.consumer.stop.cancel();
+        self.stop();
     }
 }
 
