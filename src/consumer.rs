@@ -54,8 +54,8 @@ pub struct Config {
     pub boot_id: [u8; 16],
     /// How long the markers of what ran once live.
     pub marker_ttl: Duration,
-    /// How long what is under way may take once its partition is to be given up; the last checkpoint comes after that.
-    /// Together they must be shorter than the log waits.
+    /// How long what is under way may take once its partition is to be given up, or the process stops; the last checkpoint
+    /// comes after that. Together they must be shorter than the log waits.
     pub revoke_bound: Duration,
 }
 
@@ -144,8 +144,8 @@ impl Consumer {
         self.ended.clone().cancelled_owned()
     }
 
-    /// Stops reading and sending, lets end what is in flight, and writes the last checkpoints. Returns when all is
-    /// done; the bound on that is the caller's.
+    /// Stops reading and sending, lets end what is in flight, and writes the last checkpoints; as for a partition that is
+    /// given up there is a bound to both ([`Config::revoke_bound`], [`LAST_CHECKPOINT_BOUND`]).
     ///
     /// # Cancellation
     ///

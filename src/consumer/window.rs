@@ -45,8 +45,7 @@ use crate::{
 /// The most offsets between the watermark and what is read next.
 const MAX_SPAN: u64 = 1_048_576;
 
-/// So many offsets may be read whether a checkpoint could describe them or not. It can, unless there are pipelines of
-/// hundreds of units among them.
+/// So many offsets may be read whether a checkpoint could describe them or not. It can, unless many of them are pipelines.
 const MIN_SPAN: u64 = 8192;
 
 /// The most bytes of records between the watermark and what is read next: what one parked task can pin on disk.

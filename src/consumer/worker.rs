@@ -14,7 +14,7 @@ use std::{
 
 use futures_util::{
     FutureExt as _, StreamExt as _,
-    future::BoxFuture,
+    future::{BoxFuture, join_all},
     stream::{BoxStream, FuturesUnordered},
 };
 use jiff::Timestamp;
@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Question,
+    LAST_CHECKPOINT_BOUND, Question,
     entry::{Entry, TaskSlot, UnitRef},
     schedule::UnitId,
     seen::{Seen, Unsaved},
@@ -289,10 +289,15 @@ impl Worker {
         };
         // What is wrong with a target should be in the log before the first task needs it.
         worker.probe();
-        while !(worker.stopping && worker.is_quiet()) {
+        let mut stop_until = None;
+        while !worker.stopping || !worker.is_quiet() && stop_until.is_none_or(|until| Instant::now() < until) {
             let wake_at = worker.advance(Instant::now());
+            let wake_at = stop_until.map_or(wake_at, |until: Instant| until.min(wake_at));
             tokio::select! {
-                () = stop.cancelled(), if !worker.stopping => worker.stopping = true,
+                () = stop.cancelled(), if !worker.stopping => {
+                    worker.stopping = true;
+                    stop_until = Some(Instant::now() + worker.revoke_bound);
+                }
                 Some(event) = worker.events.next() => worker.take(event),
                 Some(assignment) = assignments.next() => worker.take_assignment(assignment),
                 Some(question) = questions.recv() => worker.answer(question),
@@ -313,14 +318,22 @@ impl Worker {
     async fn release(mut self) {
         self.flush_settled();
         // What may still be on its way is for the next process to cut.
-        let released = self.past.is_empty();
-        for window in std::mem::take(&mut self.windows).into_values() {
-            let checkpoint = window.checkpoint(self.boot_id, released).checkpoint;
-            let (partition, epoch) = (window.partition.clone(), window.epoch);
-            if let Err(error) = self.log.commit(&partition, epoch, checkpoint).await {
-                tracing::warn!(partition = %partition, "The last checkpoint of {partition} was not stored: {error}");
-            }
-        }
+        let released = self.past.is_empty() && self.in_flight == 0;
+        let (log, boot_id) = (&self.log, self.boot_id);
+        // One that is being written already is not overtaken.
+        let windows = std::mem::take(&mut self.windows).into_values().filter(|window| !window.committing);
+        let commits = windows.map(|window| async move {
+            let checkpoint = window.checkpoint(boot_id, released).checkpoint;
+            let commit = log.commit(&window.partition, window.epoch, checkpoint);
+            let problem = match tokio::time::timeout(LAST_CHECKPOINT_BOUND, commit).await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "there was no answer in time".to_owned(),
+            };
+            let partition = &window.partition;
+            tracing::warn!(partition = %partition, "The last checkpoint of {partition} was not stored: {problem}");
+        });
+        join_all(commits.collect::<Vec<_>>()).await;
     }
 
     /// Does all that can be done now; returns when there is more to do at the latest.

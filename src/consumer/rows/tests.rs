@@ -569,6 +569,7 @@ fn rows_say_what_the_rule_says() {
 
 #[test]
 fn everything_waits_once_too_many_keys_are_known() {
+    assert_eq!(size_of::<(u64, Kept)>(), 16, "what the tables' sizes are counted from");
     let mut rows = Rows::default();
     let runs = |rows: &mut Rows, key| {
         let keys = Keys::new([key]);

@@ -205,7 +205,7 @@ async fn parked_units_go_with_their_partition() {
 #[tokio::test]
 async fn stopping_gives_up_what_is_being_revoked() {
     let world = World::new(OFTEN);
-    let mut owner = world.start(|config| config.revoke_bound = Duration::from_secs(3600));
+    let owner = world.start(|config| config.revoke_bound = Duration::from_secs(3600));
     world.assign_and_warm_up(&partition(0)).await;
     world.redis.cli(&["CLIENT", "PAUSE", "60000", "WRITE"]);
     world.submit(&partition(0), &count("late"));
@@ -217,4 +217,33 @@ async fn stopping_gives_up_what_is_being_revoked() {
     given_up(done).await;
     let (watermark, state) = world.state(&partition(0)).expect("it was written down");
     assert!(state.released && watermark == 2);
+    owner.stopped().await;
+}
+
+/// Neither a server that holds a write back nor a log that does not answer keeps a process from stopping; and it does not
+/// say then that all has ended.
+#[tokio::test]
+async fn stopping_has_an_end() {
+    let world = World::new(OFTEN);
+    let stopping = |config: &mut Config| config.revoke_bound = Duration::from_millis(200);
+    let first = world.start(stopping);
+    world.assign_and_warm_up(&partition(0)).await;
+    world.redis.cli(&["CLIENT", "PAUSE", "600000", "WRITE"]);
+    world.submit(&partition(0), &count("late"));
+    until("it is on its way", || world.clients("incr") == 1).await;
+    first.stop();
+    first.stopped().await;
+    let (watermark, state) = world.state(&partition(0)).expect("it was written down");
+    assert!(!state.released && watermark == 1);
+    world.redis.cli(&["CLIENT", "UNPAUSE"]);
+
+    let second = world.start(stopping);
+    world.log.assign(&partition(0));
+    until("it is done", || world.watermark(&partition(0)) == 2).await;
+    assert_eq!(world.get("late"), "1");
+    world.log.hold_commits(true);
+    world.submit(&partition(0), &count("more"));
+    until("it is applied", || world.get("more") == "1").await;
+    second.stop();
+    second.stopped().await;
 }

@@ -58,7 +58,10 @@ impl World {
             revoke_bound: Duration::from_secs(20),
         };
         configure(&mut config);
-        let target = target::Config { boot_id: config.boot_id, ..target::Config::new(self.redis.url()) };
+        // So long that no connection ends by itself.
+        let response_timeout = Duration::from_secs(600);
+        let boot_id = config.boot_id;
+        let target = target::Config { boot_id, response_timeout, ..target::Config::new(self.redis.url()) };
         let log: Arc<dyn Log> = Arc::new(self.log.clone());
         let metrics = Metrics::new(&[]);
         let parts = Parts {
@@ -156,14 +159,19 @@ impl Owner {
 
 impl Owner {
     /// Has it stop in order.
-    pub fn stop(&mut self) {
+    pub fn stop(&self) {
         self.consumer.stop.cancel();
+    }
+
+    /// Waits until it has.
+    pub async fn stopped(&self) {
+        tokio::time::timeout(PATIENCE, self.consumer.ended()).await.expect("it ends in time");
     }
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.consumer.stop.cancel();
+        self.stop();
     }
 }
 

@@ -296,3 +296,29 @@ async fn cluster_taken_for_a_single_server_is_a_hold_that_says_so() {
     let result = run(&mut connection, &["MSET", "a", "1", "b", "1"]).await;
     assert_eq!(says(&result), (Dead, No, "CROSSSLOT"));
 }
+
+/// Also between the two pipelines of a script that the server does not know.
+#[tokio::test]
+async fn nothing_is_sent_once_it_may_not_be() {
+    let server = RedisServer::start(&[]);
+    let mut connection = connect(&server).await;
+    let mut batch = new_batch();
+    push(&mut batch, &["SET", "k", "1"]);
+    let refused = connection.execute_while(batch, || false).await;
+    let script = || {
+        let mut batch = new_batch();
+        let source = b"return redis.call('SET', KEYS[1], '1')";
+        batch.push_script(source, [b"k".as_slice()].into_iter(), std::iter::empty());
+        batch
+    };
+    let asked = std::cell::Cell::new(0);
+    let once = || asked.replace(asked.get() + 1) == 0;
+    let interrupted = connection.execute_while(script(), once).await;
+    for outcome in [refused, interrupted] {
+        assert!(outcome.reusable && outcome.spoilt.is_none());
+        let failure = outcome.results[0].as_ref().expect_err("it was not sent");
+        assert_eq!((failure.class, &*failure.code), (Hold, Failure::NO_CONNECTION));
+    }
+    assert_eq!(server.cli(&["EXISTS", "k"]), Reply::Integer(0));
+    assert_eq!(connection.execute_while(script(), || true).await.results, [DONE]);
+}
