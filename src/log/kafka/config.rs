@@ -14,7 +14,8 @@ pub struct Config {
     /// How brokers call this process in their logs, metrics and quotas.
     pub client_id: Arc<str>,
     /// Makes this process a static member of the group: it keeps its partitions through a restart, and does not leave.
-    /// Only for names that come back, such as those of a StatefulSet's pods.
+    /// Only for names that come back, such as those of a StatefulSet's pods, and never for two processes at once: the
+    /// newer one gets the older one's partitions before that has heard of it.
     pub instance_id: Option<Arc<str>>,
     /// How long a connection may take, TLS and SASL included.
     pub connect_timeout: Duration,

@@ -39,6 +39,10 @@ use super::{
 /// The longest answer that is read. A group of a thousand members describes itself in less.
 const MAX_FRAME_BYTES: usize = 16 * 1024 * 1024;
 
+/// How often a password may be hashed for a login. Brokers ask for 4,096 to 16,384 times; what asks for more would keep
+/// this thread busy.
+const MAX_SCRAM_ITERATIONS: u64 = 100_000;
+
 /// The first byte of what a TLS server says to a client that does not speak TLS: an alert.
 const TLS_ALERT: u8 = 0x15;
 
@@ -220,6 +224,14 @@ impl Dialer {
     }
 }
 
+/// The number in a SCRAM server's first message: `r=…,s=…,i=4096`.
+fn scram_iterations(message: &[u8]) -> Option<u64> {
+    let attributes = message.split(|byte| *byte == b',');
+    let digits = attributes.filter_map(|attribute| attribute.strip_prefix(b"i=")).next()?;
+    // What is no number, or a larger one, is refused later or here.
+    Some(std::str::from_utf8(digits).ok()?.parse().unwrap_or(u64::MAX))
+}
+
 fn handshake_failure(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
@@ -364,6 +376,9 @@ impl Connection {
                 if let Some(error) = ResponseError::try_from_code(answer.error_code) {
                     let reason = answer.error_message.map_or_else(|| error.to_string(), |text| text.to_string());
                     return Err(self.refused(reason));
+                }
+                if scram_iterations(&answer.auth_bytes).is_some_and(|count| count > MAX_SCRAM_ITERATIONS) {
+                    return Err(self.refused("it asks for more hashing than any broker should".to_owned()));
                 }
                 heard = Some(answer.auth_bytes);
             }

@@ -151,3 +151,22 @@ async fn no_broker_is_said_in_one_line() {
     let wrong = admin(Config { brokers: vec!["kafka".into()], ..Config::default() }).cluster(&[]).await;
     assert!(wrong.expect_err("there is no port").is_permanent());
 }
+
+#[tokio::test]
+async fn broker_that_was_silent_is_asked_last() {
+    let kafka = Kafka::shared();
+    // It takes connections, and says nothing, for as long as it is held.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("some port is free");
+    let address = silent.local_addr().expect("it is bound").to_string();
+    let patient = Duration::from_secs(600);
+    let mut admin = admin(Config {
+        brokers: vec![address.clone(), kafka.address()],
+        connect_timeout: patient,
+        request_timeout: patient,
+        ..Config::default()
+    });
+    admin.distrust(&Address::parse(&address).expect("it is one"));
+    let asked = tokio::time::timeout(Duration::from_secs(60), admin.cluster(&[])).await;
+    let cluster = asked.expect("another one answers").expect("it answers");
+    assert_eq!(cluster.brokers.len(), 1);
+}

@@ -457,6 +457,34 @@ async fn coordinator_that_restarts_keeps_its_member() {
 }
 
 #[tokio::test]
+async fn lease_ends_while_the_coordinator_is_silent() {
+    let kafka = Kafka::start();
+    let name = unique("mute");
+    kafka.create_topic(&name, 1, &[]);
+    let mut member = Joined::join(config(&kafka, &name), vec![topic(&name)]);
+    let mut held = member.assigned(1).await.remove(0);
+    kafka.stop();
+    let deadline = Instant::now() + PATIENCE;
+    while held.lease.is_valid(BootTime::now()) {
+        assert!(Instant::now() < deadline, "the lease does not end");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    kafka.cont();
+    // Whether the broker looks at its clock or at its questions first is its business.
+    while !held.lease.is_valid(BootTime::now()) || member.commit(&held, 1, "").await.is_err() {
+        assert!(Instant::now() < deadline, "it does not go on");
+        match tokio::time::timeout(Duration::from_millis(50), member.events.recv()).await {
+            Ok(Some(Event::Assigned { topic, partition, epoch, committed, lease })) => {
+                held = Assigned { topic, partition, epoch, committed, lease };
+            }
+            Ok(Some(Event::Lost { .. })) | Err(_) => {}
+            Ok(other) => panic!("nobody else wants it: {other:?}"),
+        }
+    }
+    member.group.leave().await;
+}
+
+#[tokio::test]
 async fn partition_that_is_not_given_up_in_time_is_lost() {
     let kafka = Kafka::shared();
     let name = unique("stubborn");

@@ -259,6 +259,37 @@ async fn bytes_that_are_no_answer_are_refused() {
     check(|_| None, "may want a login").await;
 }
 
+#[tokio::test]
+async fn broker_that_would_keep_this_thread_busy_is_refused() {
+    let address = scripted(|key, id| {
+        let mut body = BytesMut::new();
+        match key {
+            18 => return Some(all_versions(id)),
+            17 => {
+                body.put_i16(0);
+                body.put_i32(0);
+            }
+            _ => {
+                body.put_i16(0);
+                body.put_i16(-1);
+                let first = b"r=nonce,s=c2FsdA==,i=4294967295";
+                body.put_i32(i32::try_from(first.len()).expect("it is short"));
+                body.put_slice(first);
+                body.put_i64(0);
+            }
+        }
+        Some(framed(id, &body))
+    });
+    let dir = tempfile::tempdir().expect("a directory can be made");
+    let password_file = dir.path().join("password");
+    std::fs::write(&password_file, "secret").expect("the directory is ours");
+    let sasl = Sasl { mechanism: Mechanism::ScramSha256, username: "admin".into(), password_file };
+    let security = Security::load(None, Some(&sasl)).expect("the file is there");
+    let connected = dialer(security, PATIENCE).connect(&address.await).await;
+    let error = connected.map(|_| ()).expect_err("it takes minutes").to_string();
+    assert!(error.contains("more hashing"), "{error}");
+}
+
 #[test]
 fn addresses_are_hosts_and_ports() {
     let check = |text: &str, host: &str, port| {
