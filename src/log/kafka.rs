@@ -191,11 +191,12 @@ impl Inner {
         if records.is_empty() {
             return Ok(Vec::new());
         }
+        let room = self.producer.reserve(&records)?;
         let topic = self.topic_of(queue);
         if self.producer.partitions(&topic).is_none() && self.config.create_topics {
             self.make_if_missing(queue, &topic, deadline).await?;
         }
-        let positions = self.producer.append(&topic, records, deadline).await?;
+        let positions = self.producer.append(&topic, records, room, deadline).await?;
         let appended = |position| Appended { position, durability: Durability::Kafka };
         Ok(positions.into_iter().map(appended).collect())
     }

@@ -3,6 +3,9 @@
 //!
 //! The library has no timeouts, and tries a call again for as long as it takes; here it is told to try once, so that
 //! whoever calls knows what became of each attempt. All of its connections are made here, and thus by the same rules.
+//!
+//! What it does wrong and cannot be told: a broker that asks it to slow down has done what was asked for, and it asks
+//! again. So no quota may be set for this process on producing.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},
@@ -39,8 +42,8 @@ pub(super) struct Connector {
     config: Arc<Config>,
     secure: Secure,
     current: Mutex<Current>,
-    /// Held while a client is made.
-    making: tokio::sync::Mutex<()>,
+    /// Held while a client is made: what came of the last attempt, if nothing.
+    making: tokio::sync::Mutex<Option<String>>,
 }
 
 #[derive(Default)]
@@ -48,6 +51,8 @@ struct Current {
     client: Option<Arc<Client>>,
     /// Counts clients.
     generation: u64,
+    /// Counts attempts to make one.
+    attempts: u64,
 }
 
 /// A connection to the broker that leads a partition.
@@ -99,10 +104,30 @@ impl Connector {
         if let Some(found) = self.present() {
             return Ok(found);
         }
-        let _making = self.making.lock().await;
+        let attempts = self.current().attempts;
+        let mut failure = self.making.lock().await;
         if let Some(found) = self.present() {
             return Ok(found);
         }
+        // An attempt that began and failed while this one waited is as good as its own: else all who wait would make
+        // one after the other.
+        if let Some(reason) = failure.as_ref().filter(|_| self.current().attempts > attempts) {
+            return Err(Failure::NoClient(reason.clone()));
+        }
+        self.current().attempts += 1;
+        match self.make().await {
+            Ok(found) => {
+                *failure = None;
+                Ok(found)
+            }
+            Err(error) => {
+                *failure = Some(error.to_string());
+                Err(error)
+            }
+        }
+    }
+
+    async fn make(&self) -> Result<(u64, Arc<Client>), Failure> {
         let builder = ClientBuilder::new(self.config.brokers.clone())
             .client_id(self.config.client_id.clone())
             .max_message_size(MAX_ANSWER_BYTES)

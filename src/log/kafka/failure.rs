@@ -12,6 +12,8 @@ use rskafka::{
 pub(super) enum Failure {
     /// No answer came in time.
     Late,
+    /// No client could be made, as somebody else found out meanwhile.
+    NoClient(String),
     Client(Error),
 }
 
@@ -39,7 +41,7 @@ pub(super) enum Cause {
 impl Failure {
     pub(super) fn cause(&self) -> Cause {
         match self {
-            Self::Late => Cause::Broken,
+            Self::Late | Self::NoClient(_) => Cause::Broken,
             Self::Client(error) => cause_of(error),
         }
     }
@@ -79,6 +81,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Late => f.write_str("no answer came in time"),
+            Self::NoClient(reason) => f.write_str(reason),
             Self::Client(error) => display(error, f),
         }
     }

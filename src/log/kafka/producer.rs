@@ -92,18 +92,8 @@ impl Producer {
         Self { shared }
     }
 
-    /// Appends records to a topic until a deadline, each to the partition that its ordering key chooses; answers where they are, in their
-    /// order. Those of one partition lie next to each other, as far as no other producer comes between.
-    ///
-    /// # Cancellation
-    ///
-    /// Dropping the future takes nothing back.
-    pub(super) async fn append(
-        &self,
-        topic: &str,
-        records: Vec<NewRecord>,
-        deadline: Instant,
-    ) -> Result<Vec<Position>, AppendError> {
+    /// Takes room for records to wait in.
+    pub(super) fn reserve(&self, records: &[NewRecord]) -> Result<Room, AppendError> {
         if self.shared.closing.is_cancelled() {
             return Err(AppendError::Closed);
         }
@@ -112,9 +102,24 @@ impl Producer {
             return Err(AppendError::TooLarge { bytes, limit });
         }
         let bytes = records.iter().map(wire_size).sum();
-        let Some(room) = Room::take(&self.shared.waiting_bytes, bytes, MAX_WAITING_BYTES) else {
-            return Err(AppendError::Full { retry_after: FULL_RETRY });
-        };
+        Room::take(&self.shared.waiting_bytes, bytes, MAX_WAITING_BYTES)
+            .ok_or(AppendError::Full { retry_after: FULL_RETRY })
+    }
+
+    /// Appends records, for which there is room, to a topic until a deadline, each to the partition that its ordering
+    /// key chooses; answers where they are, in their order. Those of one partition lie next to each other, as far as no
+    /// other producer comes between.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future takes nothing back.
+    pub(super) async fn append(
+        &self,
+        topic: &str,
+        records: Vec<NewRecord>,
+        room: Room,
+        deadline: Instant,
+    ) -> Result<Vec<Position>, AppendError> {
         let count = match timeout_at(deadline, self.shared.topics.count(topic)).await {
             Ok(Some(count)) => count,
             Ok(None) => return Err(AppendError::Unavailable { reason: format!("topic {topic} does not exist") }),

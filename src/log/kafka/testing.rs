@@ -131,6 +131,19 @@ impl Kafka {
     /// Freezes it: its sockets stay, and nothing answers.
     pub fn stop(&self) {
         self.signal(Signal::STOP);
+        // Threads that run at this moment go on for a moment.
+        while !self.is_frozen() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn is_frozen(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("the child runs");
+        tasks.flatten().all(|task| {
+            // `tid (name) state …`: one that has ended meanwhile has none.
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+        })
     }
 
     pub fn cont(&self) {

@@ -41,12 +41,13 @@ impl Bench {
     }
 
     async fn append(&self, key: &str, value: impl Into<Bytes>) -> Result<Position, AppendError> {
-        let appended = self.producer.append(&self.topic, vec![record(key, value)], self.deadline()).await;
-        appended.map(|positions| positions[0])
+        self.append_many(vec![record(key, value)]).await.map(|positions| positions[0])
     }
 
-    fn deadline(&self) -> Instant {
-        Instant::now() + self.producer.shared.config.produce_timeout
+    async fn append_many(&self, records: Vec<NewRecord>) -> Result<Vec<Position>, AppendError> {
+        let deadline = Instant::now() + self.producer.shared.config.produce_timeout;
+        let room = self.producer.reserve(&records)?;
+        self.producer.append(&self.topic, records, room, deadline).await
     }
 
     fn reason(&self) -> String {
@@ -102,7 +103,7 @@ async fn records_appended_together_lie_together_in_each_partition() {
     let together = (0..250).map(|n| record(&(n % 7).to_string(), "v")).collect();
     let keys: Vec<String> = (0..50).map(|n| n.to_string()).collect();
     let alone = join_all(keys.iter().map(|key| bench.append(key, "x")));
-    let (positions, alone) = tokio::join!(bench.producer.append(&bench.topic, together, bench.deadline()), alone);
+    let (positions, alone) = tokio::join!(bench.append_many(together), alone);
     let positions = positions.expect("they are stored");
     assert_eq!(positions.len(), 250);
     let mut last: BTreeMap<u32, u64> = BTreeMap::new();
@@ -183,12 +184,13 @@ async fn refusals_for_want_of_replicas_are_tried_again_until_the_deadline() {
     bench.append("k", "v").await.expect("both have it");
     other.kill9();
     // An append that is under way when the second dies waits for it; later ones are refused.
-    let impatient = Bench::new(kafka.address(), |config| {
+    let mut impatient = Bench::new(kafka.address(), |config| {
         config.topic = bench.topic.as_str().into();
         config.produce_timeout = Duration::from_millis(500);
     });
+    impatient.topic.clone_from(&bench.topic);
     wait_until("the refusal", async || {
-        let result = impatient.producer.append(&bench.topic, vec![record("k", "v")], impatient.deadline()).await;
+        let result = impatient.append("k", "v").await;
         result.is_err_and(|error| is_for_want(&error))
     })
     .await;
