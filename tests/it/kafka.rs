@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use self::broker::{Kafka, Setup, unique};
-use crate::harness::{Redis, Sidecar, rpush, set, simple, wait_until};
-
-#[allow(dead_code, reason = "shared with the tests of the library, which use other parts of it")]
-#[path = "../../src/log/kafka/testing.rs"]
-mod broker;
+use crate::harness::{
+    Redis, Sidecar,
+    kafka::{Kafka, unique},
+    rpush, set, simple, wait_until,
+};
 
 /// Flags for a small Kafka and a group that notices soon who is gone.
 fn flags(kafka: &Kafka, topic: &str) -> Vec<String> {
@@ -115,7 +114,7 @@ fn partitions_of_a_sidecar_that_dies_go_to_another_one() {
 #[test]
 fn sidecar_starts_without_kafka() {
     let redis = Redis::start(&[]);
-    let mut kafka = Kafka::start_with(|_| Setup::default());
+    let mut kafka = Kafka::start();
     kafka.kill9();
     let sidecar = start(&redis, &kafka, &unique("late"));
     assert!(sidecar.is_ready());
