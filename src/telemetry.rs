@@ -53,8 +53,8 @@ pub fn init(level: &str, format: Format) -> Result<(), InitError> {
         Some(directives) => ("RUST_LOG", directives.as_str()),
         None => ("log.level", level),
     };
-    // Each connection is a line of that client's. Whatever the directives say of it comes behind, and goes before.
-    let directives = format!("rskafka=warn,{directives}");
+    // It has a line for each try to connect; ours says once that Kafka is away. What is asked of it by name goes before.
+    let directives = format!("rskafka=error,{directives}");
     let filter = EnvFilter::try_new(directives).map_err(|source| InitError::Filter { from, source })?;
     let terminal = std::io::stdout().is_terminal();
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stdout);
