@@ -14,6 +14,8 @@
 //! checkpoint: watermark = committed offset, state = its metadata, in base64
 //! ```
 //!
+//! A table is a compacted topic of one partition, `redis-retry-queue.dlq` for one.
+//!
 //! What belongs here: names, and how the parts are joined. Nothing needs Kafka to be there when the log is opened.
 
 use std::{
@@ -41,14 +43,16 @@ use self::{
     depths::Depths,
     fetcher::{Fetcher, Source},
     producer::Producer,
+    record::Outgoing,
     security::{Security, SecurityError},
+    table::KafkaTable,
 };
 use super::{
     AppendError, Appended, Assignment, Checkpoint, Checkpointing, CommitError, Depth, Durability, Entry, Epoch, Log,
     NewRecord, Partition, QueueName, ReadError, Table, TableError,
 };
 
-#[cfg_attr(not(test), expect(dead_code, reason = "offsets of others, and topics for tables, are not asked for yet"))]
+#[cfg_attr(not(test), expect(dead_code, reason = "offsets of partitions that others own are not asked for yet"))]
 pub mod admin;
 pub mod config;
 mod connector;
@@ -64,6 +68,7 @@ mod partitioner;
 mod producer;
 mod record;
 pub mod security;
+mod table;
 #[cfg(test)]
 #[allow(dead_code, reason = "shared with tests that use other parts of it")]
 mod testing;
@@ -191,22 +196,28 @@ impl Inner {
         if records.is_empty() {
             return Ok(Vec::new());
         }
+        let records: Vec<Outgoing> = records.into_iter().map(Outgoing::from).collect();
         let room = self.producer.reserve(&records)?;
         let topic = self.topic_of(queue);
         if self.producer.partitions(&topic).is_none() && self.config.create_topics {
-            self.make_if_missing(queue, &topic, deadline).await?;
+            self.make_if_missing(&topic, self.make_topics(std::slice::from_ref(queue)), deadline).await?;
         }
         let positions = self.producer.append(&topic, records, room, deadline).await?;
         let appended = |position| Appended { position, durability: Durability::Kafka };
         Ok(positions.into_iter().map(appended).collect())
     }
 
-    /// Makes the topics of a queue's target that nobody has made yet.
-    async fn make_if_missing(&self, queue: &QueueName, topic: &str, deadline: Instant) -> Result<(), AppendError> {
+    /// Has a topic made if it is missing, and waits until it is known.
+    async fn make_if_missing(
+        &self,
+        topic: &str,
+        make: impl Future<Output = Result<(), AdminError>>,
+        deadline: Instant,
+    ) -> Result<(), AppendError> {
         let make = async {
             let _making = self.making.lock().await;
             if self.producer.count(topic).await.is_none() {
-                self.make_topics(std::slice::from_ref(queue)).await?;
+                make.await?;
                 while self.producer.count(topic).await.is_none() {
                     // It is on its way from one broker to the others.
                 }
@@ -413,9 +424,11 @@ impl Log for KafkaLog {
         self.inner.source.depths.all().into_iter().filter_map(depth).collect()
     }
 
-    /// Keeps none: whoever joins this log to others has them kept on the local disk.
     fn table(&self, name: &'static str) -> Result<Arc<dyn Table>, TableError> {
-        Err(TableError::Unavailable { reason: format!("the table {name} is not kept in Kafka") })
+        if self.inner.source.closing.is_cancelled() {
+            return Err(TableError::Closed);
+        }
+        Ok(Arc::new(KafkaTable::new(self.inner.clone(), name)))
     }
 
     fn failed(&self) -> BoxFuture<'static, String> {

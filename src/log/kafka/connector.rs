@@ -205,7 +205,7 @@ impl Leader {
 }
 
 /// Brokers answer -1 where there is nothing to say.
-fn offset(answered: i64) -> u64 {
+pub(super) fn offset(answered: i64) -> u64 {
     u64::try_from(answered).unwrap_or(0)
 }
 

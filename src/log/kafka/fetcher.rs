@@ -15,11 +15,12 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
+use rskafka::record::RecordAndOffset;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    connector::{Connector, Leader},
+    connector::{Connector, Leader, offset},
     depths::{Depths, Place},
     failure::{Cause, Failure},
     record::from_kafka,
@@ -181,34 +182,44 @@ async fn fetch(source: &Source, place: &Place, leader: &Leader, next: &mut Optio
         Some(from) => from,
         None => *next.insert(leader.earliest(deadline()).await?),
     };
-    let (records, end) = match leader.fetch(from, FETCH_BYTES, wait, deadline() + wait).await {
+    let look = match look(leader, from, wait, source.patience).await {
         Err(failure) if failure.cause() == Cause::OutOfRange => {
             *next = Some(oldest(source, place, leader, from, failure).await?);
             return Ok(Vec::new());
         }
-        fetched => fetched?,
+        look => look?,
     };
-    source.depths.note_end(&place.0, place.1, end);
-    let mut entries: Vec<Entry> = records.into_iter().map(from_kafka).collect();
-    if entries.is_empty() && end > from {
+    source.depths.note_end(&place.0, place.1, look.end);
+    *next = Some(look.next);
+    Ok(look.records.into_iter().map(from_kafka).collect())
+}
+
+/// What there is from an offset on.
+pub(super) struct Look {
+    pub(super) records: Vec<RecordAndOffset>,
+    /// Where to look next.
+    pub(super) next: u64,
+    /// The offset after the last record that is durable.
+    end: u64,
+}
+
+/// Asks once. There may be none, though there are more to come: then the next look is at a later offset.
+pub(super) async fn look(leader: &Leader, from: u64, wait: Duration, patience: Duration) -> Result<Look, Failure> {
+    let deadline = || Instant::now() + patience;
+    let (mut records, end) = leader.fetch(from, FETCH_BYTES, wait, deadline() + wait).await?;
+    let mut next = from;
+    if records.is_empty() && end > from {
         let readable = leader.latest(deadline()).await?;
         // Only now it is certain that what comes is all that there is below `readable`.
-        let (records, _) = leader.fetch(from, FETCH_BYTES, Duration::ZERO, deadline()).await?;
-        entries = records.into_iter().map(from_kafka).collect();
-        if entries.is_empty() && readable > from {
-            tracing::debug!(
-                kafka.topic = &*place.0,
-                "Offset {from} of partition {}/{} has no record",
-                place.0,
-                place.1
-            );
-            *next = Some(from + 1);
+        records = leader.fetch(from, FETCH_BYTES, Duration::ZERO, deadline()).await?.0;
+        if records.is_empty() && readable > from {
+            next = from + 1;
         }
     }
-    if let Some(last) = entries.last() {
-        *next = Some(last.offset + 1);
+    if let Some(last) = records.last() {
+        next = offset(last.offset) + 1;
     }
-    Ok(entries)
+    Ok(Look { records, next, end })
 }
 
 /// Where reading goes on when the partition has no record at `from` any more. What is gone is counted.

@@ -16,8 +16,8 @@ use tokio::{
     time::Instant,
 };
 
-use super::record::wire_size;
-use crate::log::{AppendError, NewRecord};
+use super::record::Outgoing;
+use crate::log::AppendError;
 
 /// One request has at most this many records: the answer to the first need not wait for more of them.
 pub(super) const MAX_BATCH_RECORDS: usize = 100;
@@ -75,7 +75,7 @@ impl Fate {
 
 /// What one append has for one partition.
 pub(super) struct Parcel {
-    pub(super) records: Vec<NewRecord>,
+    pub(super) records: Vec<Outgoing>,
     pub(super) appended_at_ms: i64,
     pub(super) deadline: Instant,
     bytes: usize,
@@ -95,7 +95,7 @@ pub(super) struct Ticket {
 
 impl Parcel {
     pub(super) fn new(
-        records: Vec<NewRecord>,
+        records: Vec<Outgoing>,
         appended_at_ms: i64,
         deadline: Instant,
         room: Arc<Room>,
@@ -103,7 +103,7 @@ impl Parcel {
         let (answer, answered) = oneshot::channel();
         let fate = Arc::<Fate>::default();
         let ticket = Ticket { deadline, fate: fate.clone(), answer: answered };
-        let bytes = records.iter().map(wire_size).sum();
+        let bytes = records.iter().map(Outgoing::wire_size).sum();
         (Self { records, appended_at_ms, deadline, bytes, fate, in_doubt: false, answer, _room: room }, ticket)
     }
 }
@@ -236,14 +236,15 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::log::Record;
+    use crate::log::Headers;
 
     const SECOND: Duration = Duration::from_secs(1);
 
     fn parcel(outbox: &Outbox, values: &[usize]) -> Ticket {
-        let record = |length: &usize| NewRecord {
-            ordering_key: Bytes::new(),
-            record: Record { value: vec![0; *length].into(), ..Record::default() },
+        let record = |length: &usize| Outgoing {
+            key: Bytes::new(),
+            headers: Headers::default(),
+            value: Some(vec![0; *length].into()),
         };
         let taken = Arc::default();
         let room = Room::take(&taken, 1, 1).expect("it is empty");

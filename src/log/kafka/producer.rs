@@ -34,10 +34,10 @@ use super::{
     failure::{Cause, Failure},
     outbox::{Batch, MAX_BATCH_BYTES, MAX_BATCH_RECORDS, Outbox, Parcel, Room},
     partitioner::partition_of,
-    record::{to_kafka, wire_size},
+    record::Outgoing,
     topics::Topics,
 };
-use crate::log::{AppendError, NewRecord, Position};
+use crate::log::{AppendError, Position};
 
 /// What waits in all outboxes together is bounded by this.
 const MAX_WAITING_BYTES: usize = 8 << 20;
@@ -93,15 +93,15 @@ impl Producer {
     }
 
     /// Takes room for records to wait in.
-    pub(super) fn reserve(&self, records: &[NewRecord]) -> Result<Room, AppendError> {
+    pub(super) fn reserve(&self, records: &[Outgoing]) -> Result<Room, AppendError> {
         if self.shared.closing.is_cancelled() {
             return Err(AppendError::Closed);
         }
         let limit = self.shared.config.max_record_bytes;
-        if let Some(bytes) = records.iter().map(wire_size).find(|size| *size > limit) {
+        if let Some(bytes) = records.iter().map(Outgoing::wire_size).find(|size| *size > limit) {
             return Err(AppendError::TooLarge { bytes, limit });
         }
-        let bytes = records.iter().map(wire_size).sum();
+        let bytes = records.iter().map(Outgoing::wire_size).sum();
         Room::take(&self.shared.waiting_bytes, bytes, MAX_WAITING_BYTES)
             .ok_or(AppendError::Full { retry_after: FULL_RETRY })
     }
@@ -116,7 +116,7 @@ impl Producer {
     pub(super) async fn append(
         &self,
         topic: &str,
-        records: Vec<NewRecord>,
+        records: Vec<Outgoing>,
         room: Room,
         deadline: Instant,
     ) -> Result<Vec<Position>, AppendError> {
@@ -132,13 +132,13 @@ impl Producer {
         &self,
         topic: &str,
         count: u32,
-        records: Vec<NewRecord>,
+        records: Vec<Outgoing>,
         deadline: Instant,
         room: Arc<Room>,
     ) -> Result<Vec<Position>, AppendError> {
-        let mut places: BTreeMap<u32, (Vec<usize>, Vec<NewRecord>)> = BTreeMap::new();
+        let mut places: BTreeMap<u32, (Vec<usize>, Vec<Outgoing>)> = BTreeMap::new();
         for (at, record) in records.into_iter().enumerate() {
-            let place = places.entry(partition_of(&record.ordering_key, count)).or_default();
+            let place = places.entry(partition_of(&record.key, count)).or_default();
             place.0.push(at);
             place.1.push(record);
         }
@@ -217,11 +217,11 @@ impl Drop for Producer {
 }
 
 /// Parts of a partition's records that fit into one request each.
-fn chunks(records: Vec<NewRecord>) -> Vec<Vec<NewRecord>> {
-    let mut chunks: Vec<Vec<NewRecord>> = Vec::new();
+fn chunks(records: Vec<Outgoing>) -> Vec<Vec<Outgoing>> {
+    let mut chunks: Vec<Vec<Outgoing>> = Vec::new();
     let mut bytes = 0;
     for record in records {
-        let size = wire_size(&record);
+        let size = record.wire_size();
         bytes += size;
         match chunks.last_mut() {
             Some(chunk) if chunk.len() < MAX_BATCH_RECORDS && bytes <= MAX_BATCH_BYTES => chunk.push(record),
@@ -335,7 +335,8 @@ impl Sender {
 
     async fn send(&mut self, leader: Leader, batch: Batch) {
         let parcels = batch.parcels.iter();
-        let records = parcels.flat_map(|parcel| parcel.records.iter().map(|new| to_kafka(new, parcel.appended_at_ms)));
+        let records =
+            parcels.flat_map(|parcel| parcel.records.iter().map(|record| record.to_kafka(parcel.appended_at_ms)));
         let failure = match leader.produce(records.collect(), batch.deadline()).await {
             Ok(first) => {
                 let end = batch.stored(first);

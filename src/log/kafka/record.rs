@@ -15,24 +15,41 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use rskafka::record::{Record as KafkaRecord, RecordAndOffset};
 
-use crate::log::{Entry, HeadersBuilder, NewRecord, Record};
+use crate::log::{Entry, Headers, HeadersBuilder, NewRecord, Record};
 
 /// Bytes of a record on the wire beside its key, headers and value: lengths, offset, timestamp. At most.
 const OVERHEAD: usize = 40;
 
-/// How many bytes a record takes on the wire, and not fewer.
-pub(super) fn wire_size(record: &NewRecord) -> usize {
-    record.ordering_key.len() + record.record.size() + OVERHEAD
+/// On its way to a partition.
+#[derive(Clone, Debug)]
+pub(super) struct Outgoing {
+    /// Chooses the partition.
+    pub(super) key: Bytes,
+    pub(super) headers: Headers,
+    /// None says that the key has no value any more.
+    pub(super) value: Option<Bytes>,
 }
 
-/// For producing: copies the bytes, as the client wants them.
-pub(super) fn to_kafka(new: &NewRecord, appended_at_ms: i64) -> KafkaRecord {
-    let headers = new.record.headers.iter().map(|(name, value)| (name.to_owned(), value.to_vec()));
-    KafkaRecord {
-        key: Some(new.ordering_key.to_vec()),
-        value: Some(new.record.value.to_vec()),
-        headers: headers.collect(),
-        timestamp: timestamp(appended_at_ms),
+impl From<NewRecord> for Outgoing {
+    fn from(new: NewRecord) -> Self {
+        Self { key: new.ordering_key, headers: new.record.headers, value: Some(new.record.value) }
+    }
+}
+
+impl Outgoing {
+    /// How many bytes it takes on the wire, and not fewer.
+    pub(super) fn wire_size(&self) -> usize {
+        self.key.len() + self.headers.as_bytes().len() + self.value.as_ref().map_or(0, Bytes::len) + OVERHEAD
+    }
+
+    /// Copies the bytes, as the client wants them.
+    pub(super) fn to_kafka(&self, appended_at_ms: i64) -> KafkaRecord {
+        KafkaRecord {
+            key: Some(self.key.to_vec()),
+            value: self.value.as_ref().map(|value| value.to_vec()),
+            headers: self.headers.iter().map(|(name, value)| (name.to_owned(), value.to_vec())).collect(),
+            timestamp: timestamp(appended_at_ms),
+        }
     }
 }
 
@@ -77,9 +94,10 @@ mod tests {
         }
         let record = Record { headers: headers.build(), value: Bytes::from_static(br#"{"type":"simple"}"#) };
         let new = NewRecord { ordering_key: Bytes::from_static(b"user:42"), record: record.clone() };
-        let kafka = to_kafka(&new, 1_700_000_000_123);
+        let outgoing = Outgoing::from(new);
+        let kafka = outgoing.to_kafka(1_700_000_000_123);
         assert_eq!(kafka.key.as_deref(), Some(&b"user:42"[..]));
-        assert!(wire_size(&new) > kafka.approximate_size());
+        assert!(outgoing.wire_size() > kafka.approximate_size());
         let entry = from_kafka(RecordAndOffset { record: kafka, offset: 7 });
         assert_eq!(entry, Entry { offset: 7, record, appended_at_ms: Some(1_700_000_000_123) });
     }

@@ -37,7 +37,7 @@ async fn open() -> (KafkaLog, ()) {
 }
 
 // All but `queue_is_assigned_when_it_comes_to_exist`: whoever consumes a queue makes its topic, so that the group knows
-// what there is to share out. And of tables, which are not kept in Kafka, only what closing does to them.
+// what there is to share out.
 conformance::suite!(open;
     appended_records_are_read_in_order
     reader_waits_until_a_record_is_appended
@@ -51,6 +51,9 @@ conformance::suite!(open;
     queues_do_not_share_records
     tail_has_the_last_records
     depth_says_what_is_left
+    table_keeps_the_last_write_of_each_key
+    table_scan_stops_when_told_to
+    closed_log_takes_nothing_and_ends_its_readers
 );
 
 /// The next thing that happens to partitions.
@@ -180,22 +183,4 @@ async fn log_that_is_opened_before_its_kafka_works_when_that_is_there() {
     let (mut assigned, appended) = tokio::join!(next_assigned(&mut stream), log.append(&queue, record("a")));
     assert_eq!(appended.expect("it is stored").durability, Durability::Kafka);
     assert_eq!(values(&read(&mut assigned, 1).await), ["a"]);
-}
-
-#[tokio::test]
-async fn closed_log_takes_nothing_and_ends_its_readers() {
-    let (log, ()) = open().await;
-    let queue = queue("normal");
-    conformance::append(&log, &queue, "a").await;
-    let mut stream = log.consume(vec![queue.clone()]);
-    let mut assigned = next_assigned(&mut stream).await;
-    assert_eq!(log.ready(), Ok(()));
-    log.close().await;
-    log.close().await;
-    assert_eq!(log.append(&queue, record("b")).await, Err(AppendError::Closed));
-    assert_eq!(log.ready(), Err(AppendError::Closed));
-    assert_eq!(log.commit(&assigned.partition, assigned.epoch, Checkpoint::default()).await, Err(CommitError::Closed));
-    assert_eq!(values(&read(&mut assigned, 1).await), ["a"], "what is durable can still be read");
-    assert_eq!(assigned.reader.next(usize::MAX).await, Err(ReadError::Closed));
-    assert!(stream.next().await.is_none());
 }

@@ -5,7 +5,7 @@ use futures_util::future::join_all;
 
 use super::*;
 use crate::log::{
-    Record,
+    Headers,
     kafka::testing::{Kafka, unique},
 };
 
@@ -44,7 +44,7 @@ impl Bench {
         self.append_many(vec![record(key, value)]).await.map(|positions| positions[0])
     }
 
-    async fn append_many(&self, records: Vec<NewRecord>) -> Result<Vec<Position>, AppendError> {
+    async fn append_many(&self, records: Vec<Outgoing>) -> Result<Vec<Position>, AppendError> {
         let deadline = Instant::now() + self.producer.shared.config.produce_timeout;
         let room = self.producer.reserve(&records)?;
         self.producer.append(&self.topic, records, room, deadline).await
@@ -58,9 +58,9 @@ impl Bench {
     }
 }
 
-fn record(key: &str, value: impl Into<Bytes>) -> NewRecord {
-    let record = Record { value: value.into(), ..Record::default() };
-    NewRecord { ordering_key: Bytes::copy_from_slice(key.as_bytes()), record }
+fn record(key: &str, value: impl Into<Bytes>) -> Outgoing {
+    let key = Bytes::copy_from_slice(key.as_bytes());
+    Outgoing { key, headers: Headers::default(), value: Some(value.into()) }
 }
 
 fn is_unavailable(result: &Result<Position, AppendError>) -> bool {
