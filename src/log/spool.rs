@@ -493,9 +493,8 @@ impl Log for Spool {
         self.inner.depth()
     }
 
-    /// On this disk: what a person must look at is never further away than the process that put it there.
     fn table(&self, name: &'static str) -> Result<Arc<dyn Table>, TableError> {
-        self.inner.journal.table(name)
+        self.inner.remote.table(name)
     }
 
     fn failed(&self) -> BoxFuture<'static, String> {

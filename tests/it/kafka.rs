@@ -122,3 +122,16 @@ fn sidecar_starts_without_kafka() {
     kafka.restart();
     redis.wait_for_value("key", "1");
 }
+
+#[test]
+fn dead_letters_are_in_kafka_and_outlive_the_sidecar() {
+    let (redis, kafka, topic) = (Redis::start(&[]), Kafka::shared(), unique("dead"));
+    let mut first = start(&redis, kafka, &topic);
+    redis.cli(&["SET", "text", "v"]);
+    first.post(&simple("bad", "LPUSH", &["text", "v"]));
+    wait_until("it is given up", || first.dead_letter("bad").is_some());
+    first.kill9();
+    let second = start(&redis, kafka, &topic);
+    let letter = second.dead_letter("bad").expect("another sidecar shows it");
+    assert_eq!(letter["reason"], "wrong-type");
+}

@@ -22,15 +22,27 @@ use crate::log::{AppendError, Headers, Table, TableEntry, TableError};
 /// Entries on their way to a visitor.
 const QUEUED: usize = 64;
 
+/// Asks for one record, or the batch that it is in.
+const FEW_BYTES: usize = 1;
+
 pub(super) struct KafkaTable {
     inner: Arc<Inner>,
     topic: Arc<str>,
+    known: tokio::sync::Mutex<Known>,
+}
+
+/// What was read of the topic so far. 24 bytes and more for each key: tables are for what people look at.
+#[derive(Default)]
+struct Known {
+    next: u64,
+    /// The offset of each key's last record.
+    last: HashMap<u128, u64>,
 }
 
 impl KafkaTable {
     pub(super) fn new(inner: Arc<Inner>, name: &str) -> Self {
         let topic = topic_of(&inner.config.topic, name).into();
-        Self { inner, topic }
+        Self { inner, topic, known: tokio::sync::Mutex::default() }
     }
 
     /// Appends a record of a key, and answers its offset.
@@ -113,21 +125,27 @@ impl KafkaTable {
         if position < first || position >= end {
             return Ok(None);
         }
-        let mut next = position;
-        let mut found: Option<RecordAndOffset> = None;
+        let deadline = Instant::now() + self.inner.source.patience;
+        // A broker sends a whole batch, however few bytes are asked for.
+        let (records, _) = leader.fetch(position, FEW_BYTES, Duration::ZERO, deadline).await?;
+        let Some(record) = records.into_iter().find(|record| offset(record.offset) == position) else {
+            return Ok(None);
+        };
+        let is_last = self.last_of(&leader, first, end, hash(&record)).await? == Some(position);
+        Ok(Some(record).filter(|_| is_last).and_then(entry_of))
+    }
+
+    /// Where the last record of a key below `end` is.
+    async fn last_of(&self, leader: &Leader, first: u64, end: u64, key: u128) -> Result<Option<u64>, Failure> {
+        let mut known = self.known.lock().await;
+        let mut next = known.next.max(first);
         loop {
-            let records = self.records(&leader, &mut next, end).await?;
+            let records = self.records(leader, &mut next, end).await?;
             if records.is_empty() {
-                return Ok(found.and_then(entry_of));
+                return Ok(known.last.get(&key).copied());
             }
-            for record in records {
-                match &found {
-                    None if offset(record.offset) == position => found = Some(record),
-                    None => return Ok(None),
-                    Some(found) if hash(found) == hash(&record) => return Ok(None),
-                    Some(_) => {}
-                }
-            }
+            known.last.extend(records.iter().map(|record| (hash(record), offset(record.offset))));
+            known.next = next;
         }
     }
 }
