@@ -10,7 +10,13 @@ use std::{
     panic::PanicHookInfo,
 };
 
-use tracing_subscriber::{EnvFilter, field::MakeExt as _, fmt::format};
+use tracing_subscriber::{
+    field::MakeExt as _,
+    filter::{ParseError, Targets},
+    fmt::format,
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 pub mod metrics;
 
@@ -40,7 +46,7 @@ pub enum InitError {
     Filter {
         from: &'static str,
         #[source]
-        source: tracing_subscriber::filter::ParseError,
+        source: ParseError,
     },
     #[error("logging has been set up before")]
     Twice,
@@ -55,9 +61,10 @@ pub fn init(level: &str, format: Format) -> Result<(), InitError> {
     };
     // It has a line for each try to connect; ours says once that Kafka is away. What is asked of it by name goes before.
     let directives = format!("rskafka=error,{directives}");
-    let filter = EnvFilter::try_new(directives).map_err(|source| InitError::Filter { from, source })?;
+    let filter: Targets = directives.parse().map_err(|source| InitError::Filter { from, source })?;
     let terminal = std::io::stdout().is_terminal();
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stdout);
+    let filtered = tracing_subscriber::registry().with(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stdout);
     let text = match format {
         Format::Text => true,
         Format::Json => false,
@@ -66,15 +73,11 @@ pub fn init(level: &str, format: Format) -> Result<(), InitError> {
     if text {
         let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let fields = format::debug_fn(write_field).delimited(" ");
-        lines.with_ansi(colours).fmt_fields(fields).try_init().map_err(|_| InitError::Twice)?;
+        let lines = lines.with_ansi(colours).fmt_fields(fields);
+        filtered.with(lines).try_init().map_err(|_| InitError::Twice)?;
     } else {
-        lines
-            .json()
-            .flatten_event(true)
-            .with_current_span(true)
-            .with_span_list(false)
-            .try_init()
-            .map_err(|_| InitError::Twice)?;
+        let lines = lines.json().flatten_event(true).with_current_span(true).with_span_list(false);
+        filtered.with(lines).try_init().map_err(|_| InitError::Twice)?;
     }
     std::panic::set_hook(Box::new(log_panic));
     Ok(())
