@@ -282,8 +282,7 @@ fn spool_dir(config: &Config) -> PathBuf {
 
 /// How many tasks an earlier process has left in a journal that this one does not use.
 fn left_in(journal: JournalConfig) -> Result<u64, AppError> {
-    // Opening makes it.
-    if !journal.dir.join("queues").is_dir() {
+    if !journal.exists() {
         return Ok(0);
     }
     let journal = JournalLog::open(journal, Arc::new(RealDisk))?;

@@ -126,11 +126,11 @@ impl Consumer {
             ));
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let all_ended = ended.clone();
+        let (all_ended, told) = (ended.clone(), stop.clone());
         let thread = std::thread::Builder::new().name("consumer".into()).spawn(move || {
             // Also when a worker panics: whoever waits for the end must hear of it.
             let _ended = all_ended.drop_guard();
-            drive(runtime, run(workers))
+            drive(runtime, run(workers, told))
         })?;
         Ok(Self { handle: Handle { questions }, stop, ended, thread })
     }
@@ -165,7 +165,8 @@ fn drive<T>(runtime: tokio::runtime::Runtime, work: impl Future<Output = T>) -> 
     result
 }
 
-async fn run(workers: Vec<(Arc<str>, worker::Parts)>) -> Result<(), Panicked> {
+/// Workers end when they are told to, and without any there is the same end.
+async fn run(workers: Vec<(Arc<str>, worker::Parts)>, stop: CancellationToken) -> Result<(), Panicked> {
     let mut running = tokio::task::JoinSet::new();
     for (name, parts) in workers {
         running.spawn(async move {
@@ -176,6 +177,7 @@ async fn run(workers: Vec<(Arc<str>, worker::Parts)>) -> Result<(), Panicked> {
     while let Some(ended) = running.join_next().await {
         ended.unwrap_or_else(|_| Err(Panicked { target: "of none".to_owned() }))?;
     }
+    stop.cancelled().await;
     Ok(())
 }
 

@@ -155,6 +155,11 @@ impl JournalConfig {
         }
     }
 
+    /// Whether a journal was opened there before. Opening one makes it.
+    pub fn exists(&self) -> bool {
+        self.dir.join(QUEUES).is_dir()
+    }
+
     fn queue_dir(&self, queue: &QueueName) -> PathBuf {
         self.dir.join(QUEUES).join(&*queue.target).join(queue.lane)
     }

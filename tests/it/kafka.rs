@@ -1,13 +1,11 @@
 //! Tasks in a real Kafka: stored there, shared out among sidecars, and kept on disk while it is away.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
 use crate::harness::{
     Redis, Sidecar,
     kafka::{Kafka, unique},
-    rpush, set, simple, wait_until,
+    rpush, run, set, simple, wait_until,
 };
 
 /// Flags for a small Kafka and a group that notices soon who is gone.
@@ -107,7 +105,7 @@ fn partitions_of_a_sidecar_that_dies_go_to_another_one() {
     for counter in &counters {
         wait_until("each was made once", || redis.get(counter) == "30");
     }
-    std::thread::sleep(Duration::from_millis(500));
+    second.wait_until_done();
     assert!(counters.iter().all(|counter| redis.get(counter) == "30"), "and no more");
 }
 
@@ -134,4 +132,50 @@ fn dead_letters_are_in_kafka_and_outlive_the_sidecar() {
     let second = start(&redis, kafka, &topic);
     let letter = second.dead_letter("bad").expect("another sidecar shows it");
     assert_eq!(letter["reason"], "wrong-type");
+}
+
+#[test]
+fn gateway_takes_what_a_worker_makes() {
+    let (redis, kafka, topic) = (Redis::start(&[]), Kafka::shared(), unique("roles"));
+    let flags = flags(kafka, &topic);
+    let with_role = |role, url: &str| {
+        let flags: Vec<&str> = flags.iter().map(String::as_str).chain(["--role", role]).collect();
+        Sidecar::start(url, &flags)
+    };
+    // Nobody listens there: a gateway does not ask.
+    let gateway = with_role("gateway", "redis://127.0.0.1:1/0");
+    let worker = with_role("worker", &redis.url());
+    assert!(gateway.is_ready() && gateway.listening().len() == 2);
+    assert_eq!(worker.listening().len(), 1, "only the ops plane");
+    gateway.post(&set("by-gateway", "key", "1"));
+    redis.wait_for_value("key", "1");
+    assert!(gateway.logged("Holding the tasks").is_empty() && gateway.logged("Consuming").is_empty());
+}
+
+#[test]
+fn tasks_of_the_other_way_of_keeping_them_are_not_forgotten() {
+    let mut redis = Redis::start(&[]);
+    redis.kill9();
+    let mut kafka = Kafka::start();
+    kafka.kill9();
+    let refused = |sidecar: &Sidecar, more: &[&str], expected: &str| {
+        let data = sidecar.data_dir();
+        let args =
+            ["serve", "--listen=127.0.0.1:0", "--ops-listen=127.0.0.1:0", "--data-dir", data.to_str().expect("text")];
+        let output = run(&[&args[..], more].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(expected), "{said}");
+    };
+    let brokers = format!("--kafka-brokers={}", kafka.address());
+
+    let mut in_journal = Sidecar::start(&redis.url(), &[]);
+    in_journal.post(&set("waits", "key", "1"));
+    in_journal.term();
+    refused(&in_journal, &[&brokers], "1 tasks in ");
+
+    let mut in_spool = start(&redis, &kafka, &unique("other"));
+    in_spool.post(&set("waits", "key", "1"));
+    in_spool.term();
+    refused(&in_spool, &[], "wait for Kafka, and `kafka.brokers` is not set");
 }
