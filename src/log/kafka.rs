@@ -52,7 +52,6 @@ use super::{
     NewRecord, Partition, QueueName, ReadError, Table, TableError,
 };
 
-#[cfg_attr(not(test), expect(dead_code, reason = "offsets of partitions that others own are not asked for yet"))]
 pub mod admin;
 pub mod config;
 mod connector;
@@ -60,7 +59,6 @@ mod consumers;
 mod depths;
 mod failure;
 mod fetcher;
-#[cfg_attr(not(test), expect(dead_code, reason = "topics are made before the group is joined, which finds them then"))]
 mod group;
 mod nodelay;
 mod outbox;

@@ -7,14 +7,12 @@ use std::{sync::Arc, time::Duration};
 use kafka_protocol::{
     error::ResponseError,
     messages::{
-        BrokerId, CreateTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest, FindCoordinatorRequest, GroupId,
-        ListOffsetsRequest, MetadataRequest, OffsetFetchRequest, TopicName,
+        CreateTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest, FindCoordinatorRequest, GroupId,
+        MetadataRequest, TopicName,
         create_topics_request::{CreatableTopic, CreatableTopicConfig},
         describe_configs_request::DescribeConfigsResource,
-        list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
         metadata_request::MetadataRequestTopic,
         metadata_response::MetadataResponseTopic,
-        offset_fetch_request::OffsetFetchRequestTopic,
     },
     protocol::StrBytes,
 };
@@ -100,16 +98,6 @@ pub(super) struct NewTopic {
     pub(super) name: Arc<str>,
     pub(super) kind: TopicKind,
     pub(super) partitions: i32,
-}
-
-/// A moment in a partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum At {
-    Earliest,
-    /// The offset that the next record gets.
-    Latest,
-    /// The first record that is not older, in milliseconds since 1970.
-    Time(i64),
 }
 
 /// An offset that a group has stored, and the words beside it.
@@ -272,45 +260,6 @@ impl Admin {
         Ok(found)
     }
 
-    /// The offsets of a topic's partitions at a moment; none where it has no record that is not older.
-    pub(super) async fn offsets(&mut self, topic: &Arc<str>, at: At) -> Result<BTreeMap<i32, Option<i64>>, AdminError> {
-        let cluster = self.cluster(std::slice::from_ref(topic)).await?;
-        let mut by_leader: BTreeMap<i32, Vec<ListOffsetsPartition>> = BTreeMap::new();
-        for (&index, replicas) in cluster.topics.get(&**topic).into_iter().flatten() {
-            let Some(leader) = replicas.leader else {
-                let what = format!("{topic}/{index}");
-                return Err(AdminError::refused(what, ResponseError::LeaderNotAvailable, None));
-            };
-            let timestamp = match at {
-                At::Earliest => -2,
-                At::Latest => -1,
-                At::Time(time) => time,
-            };
-            by_leader
-                .entry(leader)
-                .or_default()
-                .push(ListOffsetsPartition::default().with_partition_index(index).with_timestamp(timestamp));
-        }
-        let mut offsets = BTreeMap::new();
-        for (leader, partitions) in by_leader {
-            let request = ListOffsetsRequest::default().with_replica_id(BrokerId(-1)).with_topics(vec![
-                ListOffsetsTopic::default().with_name(topic_name(topic)).with_partitions(partitions),
-            ]);
-            let address = cluster
-                .brokers
-                .get(&leader)
-                .ok_or_else(|| AdminError::refused(format!("{topic}"), ResponseError::LeaderNotAvailable, None))?;
-            let answer = self.ask(address, &request, self.config.request_timeout).await?;
-            for partition in answer.topics.into_iter().flat_map(|topic| topic.partitions) {
-                if let Some(error) = ResponseError::try_from_code(partition.error_code) {
-                    return Err(AdminError::refused(format!("{topic}/{}", partition.partition_index), error, None));
-                }
-                offsets.insert(partition.partition_index, (partition.offset >= 0).then_some(partition.offset));
-            }
-        }
-        Ok(offsets)
-    }
-
     /// How many members the configured group has; none while it does not exist.
     pub(super) async fn group_size(&mut self) -> Result<usize, AdminError> {
         let coordinator = self.coordinator().await?;
@@ -327,11 +276,13 @@ impl Admin {
     }
 
     /// What the configured group has stored for a topic, whoever owns it; none where it has stored nothing.
+    #[cfg(test)]
     pub(super) async fn committed(
         &mut self,
         topic: &Arc<str>,
         partitions: Vec<i32>,
     ) -> Result<BTreeMap<i32, Option<Committed>>, AdminError> {
+        use kafka_protocol::messages::{OffsetFetchRequest, offset_fetch_request::OffsetFetchRequestTopic};
         let coordinator = self.coordinator().await?;
         let topics =
             vec![OffsetFetchRequestTopic::default().with_name(topic_name(topic)).with_partition_indexes(partitions)];

@@ -77,7 +77,6 @@ enum Command {
         metadata: String,
         answer: oneshot::Sender<Result<(), CommitError>>,
     },
-    LookAtTopics,
     Leave,
 }
 
@@ -121,12 +120,6 @@ impl Group {
         let command = Command::Commit { partition, epoch, offset, metadata, answer };
         self.commands.send(command).await.map_err(|_| CommitError::Closed)?;
         answered.await.unwrap_or(Err(CommitError::Closed))
-    }
-
-    /// Looks for topics and partitions now: some may just have been made.
-    pub(super) async fn look_at_topics(&self) {
-        // A task that has ended looks at nothing any more.
-        let _ = self.commands.send(Command::LookAtTopics).await;
     }
 
     /// Where this member stands, now and from now on.

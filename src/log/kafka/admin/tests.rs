@@ -1,13 +1,5 @@
 //! A real cluster of one broker, asked and set up.
 
-use rskafka::{
-    client::{
-        ClientBuilder,
-        partition::{Compression, UnknownTopicHandling},
-    },
-    record::Record,
-};
-
 use super::*;
 use crate::log::kafka::testing::{Kafka, unique};
 
@@ -97,29 +89,6 @@ async fn topic_that_cannot_be_made_is_named_with_the_brokers_words() {
     let error = admin.create_topics(&[topic]).await.expect_err("it has a slash");
     assert!(error.is_permanent());
     assert!(error.to_string().contains("topic no topic/name cannot be made: "), "{error}");
-}
-
-#[tokio::test]
-async fn offsets_are_found_by_place_and_by_time() {
-    let kafka = Kafka::shared();
-    let mut admin = admin(config(kafka));
-    let name: Arc<str> = unique("offsets").into();
-    kafka.create_topic(&name, 2, &[]);
-    let client = ClientBuilder::new(vec![kafka.address()]).build().await.expect("it connects");
-    let partition = client.partition_client(&*name, 1, UnknownTopicHandling::Error).await.expect("it is there");
-    let at = |milliseconds| Record {
-        key: None,
-        value: Some(b"value".to_vec()),
-        headers: BTreeMap::new(),
-        timestamp: chrono::DateTime::from_timestamp_millis(milliseconds).expect("it is a time"),
-    };
-    let records = vec![at(1_700_000_000_000), at(1_700_000_001_000), at(1_700_000_002_000)];
-    partition.produce(records, Compression::NoCompression).await.expect("they are stored");
-    let mut offsets = async |at| admin.offsets(&name, at).await.expect("it answers");
-    assert_eq!(offsets(At::Earliest).await, [(0, Some(0)), (1, Some(0))].into());
-    assert_eq!(offsets(At::Latest).await, [(0, Some(0)), (1, Some(3))].into());
-    assert_eq!(offsets(At::Time(1_700_000_000_001)).await, [(0, None), (1, Some(1))].into());
-    assert_eq!(offsets(At::Time(1_800_000_000_000)).await, [(0, None), (1, None)].into());
 }
 
 #[tokio::test]

@@ -303,7 +303,6 @@ impl Task {
                 self.waiting.insert(id, answer);
                 self.member.commit(partition, epoch, offset, metadata, id, now);
             }
-            Some(Command::LookAtTopics) => self.look_at_topics_at = now,
             Some(Command::Leave) | None => return false,
         }
         true

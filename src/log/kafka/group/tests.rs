@@ -530,11 +530,9 @@ async fn members_that_mean_different_servers_both_stop() {
 async fn topics_that_are_made_or_grow_are_assigned() {
     let kafka = Kafka::shared();
     let name = unique("later");
-    let unhurried = Config { metadata_refresh: Duration::from_secs(3600), ..config(kafka, &name) };
-    let mut member = Joined::join(unhurried, vec![topic(&name)]);
+    let mut member = Joined::join(config(kafka, &name), vec![topic(&name)]);
     member.generation().await;
     kafka.create_topic(&name, 1, &[]);
-    member.group.look_at_topics().await;
     assert_eq!(member.assigned(1).await[0].partition, 0);
     member.group.leave().await;
 
