@@ -12,10 +12,10 @@ use utoipa::{
     },
 };
 
-use super::{admin_routes, data_routes, probe_routes};
+use super::{admin, batch, ops, status, submit};
 
-/// The document as it is committed: reading it takes no memory until somebody asks.
-const COMMITTED: &str = include_str!("../../openapi/openapi.json");
+/// The document as it is committed. A running sidecar does not collect it: that takes half a megabyte.
+pub const COMMITTED: &str = include_str!("../../openapi/openapi.json");
 
 #[derive(OpenApi)]
 #[openapi(
@@ -30,19 +30,32 @@ const COMMITTED: &str = include_str!("../../openapi/openapi.json");
         (name = "probes", description = "What orchestrators and scrapers ask. Ops plane."),
         (name = "admin", description = "What operators look at. Ops plane."),
     ),
+    paths(submit::submit_task, batch::submit_batch, status::get_task),
 )]
-struct Base;
+struct DataPlane;
 
-/// The document of both planes.
+#[derive(OpenApi)]
+#[openapi(paths(
+    ops::get_liveness,
+    ops::get_readiness,
+    ops::get_startup,
+    ops::get_metrics,
+    ops::get_version,
+    admin::get_overview,
+    admin::list_partitions,
+    admin::list_dead_letters,
+    admin::get_dead_letter,
+))]
+struct OpsPlane;
+
+/// The document of both planes, collected from the handlers: what [`COMMITTED`] must be.
 pub fn document() -> utoipa::openapi::OpenApi {
-    let mut document = Base::openapi();
-    document.merge(data_routes().into_openapi());
-    for mut plane in [probe_routes().into_openapi(), admin_routes().into_openapi()] {
-        for path in plane.paths.paths.values_mut() {
-            path.servers = Some(vec![Server::new("http://127.0.0.1:7380")]);
-        }
-        document.merge(plane);
+    let mut document = DataPlane::openapi();
+    let mut ops = OpsPlane::openapi();
+    for path in ops.paths.paths.values_mut() {
+        path.servers = Some(vec![Server::new("http://127.0.0.1:7380")]);
     }
+    document.merge(ops);
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
         .description(Some("The token of `admin.token_file`. Needed for `/admin` where one is configured."))

@@ -1,6 +1,6 @@
 //! `redrive openapi`.
 
-use super::output::print_json;
+use super::output::print_text;
 
 /// Print the description of the HTTP API (OpenAPI 3.1, JSON)
 #[derive(Debug, clap::Args)]
@@ -13,5 +13,5 @@ Examples:
   redrive openapi | jq '.paths | keys'";
 
 pub fn run() -> anyhow::Result<()> {
-    print_json(&crate::api::openapi::document())
+    print_text(crate::api::openapi::COMMITTED)
 }

@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::harness::*;
-use crate::api::openapi;
+use crate::api::openapi::document;
 
 const METHODS: [Method; 5] = [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
 
@@ -22,7 +22,7 @@ fn request(method: &Method, path: &str) -> Request<Body> {
 
 /// The plane that has a path, told by the servers that the document gives for it.
 fn planes(world: &World) -> Vec<(String, Router, Vec<Method>)> {
-    let document = serde_json::to_value(openapi::document()).expect("the document is serialisable");
+    let document = serde_json::to_value(document()).expect("the document is serialisable");
     let paths = document["paths"].as_object().expect("an object").iter();
     paths
         .map(|(path, item)| {
