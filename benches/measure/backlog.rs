@@ -49,7 +49,7 @@ impl Target {
     /// How many tasks were made.
     async fn made(&mut self, work: Work) -> anyhow::Result<u64> {
         Ok(match work {
-            Work::Set | Work::SetEx => self.redis.size().await?,
+            Work::Set | Work::SetEx | Work::Fields(_) => self.redis.size().await?,
             // Their markers are keys too.
             Work::Incr => self.redis.calls("incr").await?,
         })
@@ -106,30 +106,41 @@ impl Backlog {
 
     async fn drain_from(&self, data: &Path, target: &mut Target, runner: &[String]) -> anyhow::Result<Drained> {
         let before = target.made(self.work).await?;
-        let sidecar = Sidecar::start_by(runner, data, target.address)?;
-        let patience = Instant::now() + Duration::from_secs(120);
-        let mut first = None;
-        loop {
-            let made = target.made(self.work).await?.saturating_sub(before);
-            let now = Instant::now();
-            let (since, from, cpu, redis_cpu) = match first {
-                None if made > 0 => *first.insert((now, made, sidecar.process.cpu(), target.process.cpu())),
-                None => (now, 0, Duration::ZERO, Duration::ZERO),
-                Some(first) => first,
-            };
-            if made >= self.accepted.len() as u64 {
-                let tasks = (made - from) as f64;
-                let each = |now: Duration, then: Duration| (now - then).as_secs_f64() * 1e6 / tasks;
-                let cpu_us = each(sidecar.process.cpu(), cpu);
-                let redis_cpu_us = each(target.process.cpu(), redis_cpu);
-                let rate = tasks / (now - since).as_secs_f64();
-                sidecar.process.stop();
-                let wrong = target.redis.wrong(self.work, &self.accepted).await?;
-                return Ok(Drained { rate, cpu_us, redis_cpu_us, wrong });
-            }
-            anyhow::ensure!(now < patience, "only {made} tasks were made");
-            tokio::time::sleep(Duration::from_millis(2)).await;
+        let sidecar = Sidecar::start_by(runner, data, target.address, &[])?;
+        watch(sidecar, target, self.work, &self.accepted, before).await
+    }
+}
+
+/// Watches a sidecar that was just started make these tasks, `before` of which were made before, and stops it.
+pub async fn watch(
+    sidecar: Sidecar,
+    target: &mut Target,
+    work: Work,
+    accepted: &[u32],
+    before: u64,
+) -> anyhow::Result<Drained> {
+    let patience = Instant::now() + Duration::from_secs(120);
+    let mut first = None;
+    loop {
+        let made = target.made(work).await?.saturating_sub(before);
+        let now = Instant::now();
+        let (since, from, cpu, redis_cpu) = match first {
+            None if made > 0 => *first.insert((now, made, sidecar.process.cpu(), target.process.cpu())),
+            None => (now, 0, Duration::ZERO, Duration::ZERO),
+            Some(first) => first,
+        };
+        if made >= accepted.len() as u64 {
+            let tasks = (made - from) as f64;
+            let each = |now: Duration, then: Duration| (now - then).as_secs_f64() * 1e6 / tasks;
+            let cpu_us = each(sidecar.process.cpu(), cpu);
+            let redis_cpu_us = each(target.process.cpu(), redis_cpu);
+            let rate = tasks / (now - since).as_secs_f64();
+            sidecar.process.stop();
+            let wrong = target.redis.wrong(work, accepted).await?;
+            return Ok(Drained { rate, cpu_us, redis_cpu_us, wrong });
         }
+        anyhow::ensure!(now < patience, "only {made} tasks were made");
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 

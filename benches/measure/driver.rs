@@ -40,6 +40,8 @@ pub enum Work {
     SetEx,
     /// INCR, which is made once.
     Incr,
+    /// HSET of so many fields of 1 KiB.
+    Fields(u16),
 }
 
 impl Work {
@@ -47,6 +49,7 @@ impl Work {
         match self {
             Self::Set | Self::SetEx => "SET",
             Self::Incr => "INCR",
+            Self::Fields(_) => "HSET",
         }
     }
 
@@ -57,6 +60,7 @@ impl Work {
             Self::Set => format!(r#","{value}""#),
             Self::SetEx => format!(r#","{value}","EX","86400""#),
             Self::Incr => String::new(),
+            Self::Fields(kib) => (0..kib).map(|field| format!(r#","{field}","{}""#, "v".repeat(1024))).collect(),
         }
     }
 }
@@ -318,6 +322,24 @@ pub async fn first_accepted(address: SocketAddr, number: u32, patience: Duration
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+/// Hands in tasks until Kafka has one: before, they go to the sidecar's disk. Answers their numbers, which are high.
+pub async fn until_in_kafka(address: SocketAddr, patience: Duration) -> io::Result<Vec<u32>> {
+    let start = Instant::now();
+    let first = fastrand::u32(900_000_000..999_000_000);
+    for number in first.. {
+        let mut client = Client::connect(address, Shape::Single(Work::Set)).await?;
+        let status = client.send(number).await?;
+        if status == 202 && String::from_utf8_lossy(&client.received).contains(r#""durability":"kafka""#) {
+            return Ok((first..=number).collect());
+        }
+        if start.elapsed() > patience {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Err(io::ErrorKind::TimedOut.into())
 }

@@ -16,6 +16,7 @@ mod backlog;
 mod driver;
 mod echo;
 mod hot_paths;
+mod kafka;
 mod private;
 mod processes;
 mod raw_sync;
@@ -75,6 +76,7 @@ fn main() -> anyhow::Result<()> {
         if wanted("latency") {
             rows::latency::measure(scratch.path(), rounds, &mut report).await?;
         }
+        rows::kafka::measure(scratch.path(), rounds, &wanted, &mut report).await?;
         if wanted("hot-paths") {
             hot_paths::measure(&mut counts, &mut report)?;
             if !quick {

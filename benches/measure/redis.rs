@@ -72,6 +72,7 @@ impl Redis {
             Work::Set => "STRLEN",
             Work::SetEx => "TTL",
             Work::Incr => "GET",
+            Work::Fields(_) => "HLEN",
         };
         let mut wrong = 0;
         for some in tasks.chunks(500) {
@@ -85,6 +86,7 @@ impl Redis {
                     Work::Set => reply == "100",
                     Work::SetEx => reply.parse::<i64>().is_ok_and(|ttl| ttl > 0),
                     Work::Incr => reply == "1",
+                    Work::Fields(kib) => reply == kib.to_string(),
                 };
                 wrong += usize::from(!right);
             }
@@ -94,9 +96,14 @@ impl Redis {
 
     /// Waits until none of these SETs is missing; how many are, when the patience is over.
     pub async fn missing_in_the_end(&mut self, tasks: &[u32], patience: Duration) -> io::Result<usize> {
+        self.wrong_in_the_end(Work::Set, tasks, patience).await
+    }
+
+    /// The same of tasks that do other work.
+    pub async fn wrong_in_the_end(&mut self, work: Work, tasks: &[u32], patience: Duration) -> io::Result<usize> {
         let start = Instant::now();
         loop {
-            let missing = self.wrong(Work::Set, tasks).await?;
+            let missing = self.wrong(work, tasks).await?;
             if missing == 0 || start.elapsed() > patience {
                 return Ok(missing);
             }

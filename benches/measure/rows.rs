@@ -4,6 +4,7 @@ pub mod drain;
 pub mod footprint;
 pub mod ingest;
 pub mod instructions;
+pub mod kafka;
 pub mod latency;
 pub mod markers;
 pub mod once;

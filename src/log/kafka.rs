@@ -60,7 +60,7 @@ mod depths;
 mod failure;
 mod fetcher;
 mod group;
-mod nodelay;
+pub mod nodelay;
 mod outbox;
 mod partitioner;
 mod producer;

@@ -124,6 +124,10 @@ impl Kafka {
         self.place.port
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn dir(&self) -> &Path {
         &self.place.dir
     }
