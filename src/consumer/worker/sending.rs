@@ -246,7 +246,11 @@ impl Worker {
                 return Event::Batch { flight, sent, connection: Some(connection), result: Err(over) };
             }
             name.get_or_init(|| connection.name());
-            faults::hit("before-send");
+            let may_send = || {
+                let may_send = may_send();
+                faults::hit("before-send");
+                may_send
+            };
             let result = connection.execute_while(batch, may_send).await;
             faults::hit("after-send");
             let connection = result.reusable.then_some(connection);
