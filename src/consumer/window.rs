@@ -141,6 +141,8 @@ pub struct Window {
     pub rows: Rows,
     /// Away while a read is under way.
     pub reader: Option<Box<dyn Reader>>,
+    /// Reading has failed since it last succeeded, and the log says so.
+    pub reading_fails: bool,
     pub schedule: Schedule<UnitRef>,
     /// Something finished or failed since the last checkpoint.
     pub changed: bool,
@@ -218,6 +220,7 @@ impl Window {
             past_inherited: false,
             rows: Rows::default(),
             reader: Some(reader),
+            reading_fails: false,
             schedule: Schedule::default(),
             changed: false,
             committing: false,

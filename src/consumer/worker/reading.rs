@@ -49,7 +49,9 @@ impl Worker {
             Err(ReadError::Closed) => return,
             Err(error) => {
                 let (partition, gate) = (&window.partition, window.gate.clone());
-                tracing::warn!(partition = %partition, "Reading {partition} failed, trying again: {error}");
+                if !std::mem::replace(&mut window.reading_fails, true) {
+                    tracing::warn!(partition = %partition, "Reading {partition} failed, trying again: {error}");
+                }
                 self.events.push(Box::pin(async move {
                     match gate.run_until_closed(tokio::time::sleep(PAUSE)).await {
                         Some(()) => Event::ReadAgain { window: id, reader },
@@ -60,6 +62,7 @@ impl Worker {
             }
         };
         window.reader = Some(reader);
+        window.reading_fails = false;
         let bytes = entries.iter().map(|entry| entry.record.size() as u64).sum();
         let Some(last) = entries.last().map(|entry| entry.offset) else { return };
         let now = Timestamp::now();

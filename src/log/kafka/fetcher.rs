@@ -66,12 +66,14 @@ struct Cursor {
     leader: Option<Leader>,
     /// None before the first fetch of a partition that is read from its beginning.
     next: Option<u64>,
+    /// The partition ended before `next`, and the log says so.
+    is_beyond_end: bool,
 }
 
 impl Fetcher {
     /// Reads from an offset on, or from the oldest record that there is.
     pub(super) fn new(source: Source, place: Place, from: Option<u64>) -> Self {
-        let cursor = Cursor { leader: None, next: from };
+        let cursor = Cursor { next: from, ..Cursor::default() };
         Self { source, place, cursor, fetching: None, held: VecDeque::new() }
     }
 
@@ -167,7 +169,7 @@ async fn step(source: Source, place: Place, mut cursor: Cursor, wait: Duration) 
             Err(failure) => return (cursor, Err(failure)),
         },
     };
-    let fetched = fetch(&source, &place, &leader, &mut cursor.next, wait).await;
+    let fetched = fetch(&source, &place, &leader, &mut cursor, wait).await;
     match fetched.as_ref().map_err(Failure::cause) {
         Err(Cause::Broken) => source.connector.discard(leader),
         Err(Cause::Moved | Cause::Unknown) => {}
@@ -176,21 +178,23 @@ async fn step(source: Source, place: Place, mut cursor: Cursor, wait: Duration) 
     (cursor, fetched)
 }
 
-async fn fetch(source: &Source, place: &Place, leader: &Leader, next: &mut Option<u64>, wait: Duration) -> Fetched {
+async fn fetch(source: &Source, place: &Place, leader: &Leader, cursor: &mut Cursor, wait: Duration) -> Fetched {
     let deadline = || Instant::now() + source.patience;
-    let from = match *next {
+    let from = match cursor.next {
         Some(from) => from,
-        None => *next.insert(leader.earliest(deadline()).await?),
+        None => *cursor.next.insert(leader.earliest(deadline()).await?),
     };
     let look = match look(leader, from, wait, source.patience).await {
         Err(failure) if failure.cause() == Cause::OutOfRange => {
-            *next = Some(oldest(source, place, leader, from, failure).await?);
+            let said = &mut cursor.is_beyond_end;
+            cursor.next = Some(oldest(source, place, leader, from, failure, said).await?);
             return Ok(Vec::new());
         }
         look => look?,
     };
     source.depths.note_end(&place.0, place.1, look.end);
-    *next = Some(look.next);
+    cursor.is_beyond_end = false;
+    cursor.next = Some(look.next);
     Ok(look.records.into_iter().map(from_kafka).collect())
 }
 
@@ -223,18 +227,27 @@ pub(super) async fn look(leader: &Leader, from: u64, wait: Duration, patience: D
 }
 
 /// Where reading goes on when the partition has no record at `from` any more. What is gone is counted.
-async fn oldest(source: &Source, place: &Place, leader: &Leader, from: u64, failure: Failure) -> Result<u64, Failure> {
+async fn oldest(
+    source: &Source,
+    place: &Place,
+    leader: &Leader,
+    from: u64,
+    failure: Failure,
+    said: &mut bool,
+) -> Result<u64, Failure> {
     let (topic, partition) = place;
     let oldest = leader.earliest(Instant::now() + source.patience).await?;
     if oldest <= from {
         // Beyond the end. A leader that was elected lately may not have heard of its own last records yet. Else the
         // cluster has lost some, and others got their offsets: whoever takes them for finished would lose these too.
-        tracing::error!(
-            kafka.topic = &**topic,
-            kafka.partition = partition,
-            "Partition {topic}/{partition} ends before offset {from}, up to which it was read: it has lost records, or \
-             the topic was made anew; the group's offset must be reset"
-        );
+        if !std::mem::replace(said, true) {
+            tracing::error!(
+                kafka.topic = &**topic,
+                kafka.partition = partition,
+                "Partition {topic}/{partition} ends before offset {from}, up to which it was read: it has lost records, \
+                 or the topic was made anew; the group's offset must be reset"
+            );
+        }
         return Err(failure);
     }
     source.lost.fetch_add(oldest - from, Ordering::Relaxed);
