@@ -46,6 +46,7 @@ use self::{
     record::Outgoing,
     security::{Security, SecurityError},
     table::KafkaTable,
+    wire::Dialer,
 };
 use super::{
     AppendError, Appended, Assignment, Checkpoint, Checkpointing, CommitError, Depth, Durability, Entry, Epoch, Log,
@@ -128,13 +129,13 @@ impl KafkaLog {
         let security = Security::load(config.tls.as_ref(), config.sasl.as_ref())?;
         let depths = Arc::<Depths>::default();
         let source = Source {
-            connector: Arc::new(Connector::new(config.clone(), secure(&security))),
+            connector: Arc::new(connector(&config, &security)),
             depths: depths.clone(),
             lost: Arc::default(),
             closing: CancellationToken::new(),
             patience: config.request_timeout,
         };
-        let producer = Producer::start(config.clone(), Connector::new(config.clone(), secure(&security)), depths);
+        let producer = Producer::start(config.clone(), connector(&config, &security), depths);
         Ok(Self {
             inner: Arc::new(Inner {
                 config,
@@ -155,9 +156,12 @@ impl KafkaLog {
     }
 }
 
-fn secure(security: &Security) -> Secure {
-    let security = security.clone();
-    Arc::new(move |builder| security.apply_to(builder))
+fn connector(config: &Arc<Config>, security: &Security) -> Connector {
+    let secure: Secure = {
+        let security = security.clone();
+        Arc::new(move |builder| security.apply_to(builder))
+    };
+    Connector::new(config.clone(), secure).explained_by(Dialer::new(config, security.clone()))
 }
 
 /// The topic of a queue.
@@ -311,7 +315,7 @@ impl Inner {
     ) -> Result<(), ReadError> {
         let unavailable = |failure: failure::Failure| ReadError::Unavailable { reason: failure.to_string() };
         // A client of its own: the connections of the others belong to another runtime.
-        let connector = Connector::new(self.config.clone(), secure(&self.security));
+        let connector = connector(&self.config, &self.security);
         let topic: Arc<str> = self.topic_of(&partition.queue).into();
         let topics = connector.topics().await.map_err(unavailable)?;
         let index = i32::try_from(partition.index).expect("Kafka counts partitions in 31 bits");

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use kafka_protocol::messages::MetadataRequest;
 use rskafka::{
     BackoffConfig,
     client::{
@@ -28,6 +29,7 @@ use super::{
     config::Config,
     failure::{Cause, Failure},
     nodelay,
+    wire::{Address, Dialer},
 };
 
 /// The largest answer that is read: a fetch asks for much less, but gets one batch of records whole.
@@ -41,6 +43,7 @@ pub(super) type Secure = Arc<dyn Fn(ClientBuilder) -> ClientBuilder + Send + Syn
 pub(super) struct Connector {
     config: Arc<Config>,
     secure: Secure,
+    dialer: Option<Dialer>,
     current: Mutex<Current>,
     /// Held while a client is made: what came of the last attempt, if nothing.
     making: tokio::sync::Mutex<Option<String>>,
@@ -63,7 +66,12 @@ pub(super) struct Leader {
 
 impl Connector {
     pub(super) fn new(config: Arc<Config>, secure: Secure) -> Self {
-        Self { config, secure, current: Mutex::default(), making: tokio::sync::Mutex::default() }
+        Self { config, secure, dialer: None, current: Mutex::default(), making: tokio::sync::Mutex::default() }
+    }
+
+    /// Has this one say what is wrong where the library cannot connect: the library does not say it for people.
+    pub(super) fn explained_by(self, dialer: Dialer) -> Self {
+        Self { dialer: Some(dialer), ..self }
     }
 
     /// Connects to the broker that leads a partition.
@@ -132,12 +140,31 @@ impl Connector {
             .client_id(self.config.client_id.clone())
             .max_message_size(MAX_ANSWER_BYTES)
             .backoff_config(once());
-        let client = timeout(self.attempt(), (self.secure)(builder).build()).await??;
-        let client = Arc::new(client);
+        let client = match timeout(self.attempt(), (self.secure)(builder).build()).await? {
+            Ok(client) => Arc::new(client),
+            Err(error) => return Err(self.explain(error).await),
+        };
         let mut current = self.current();
         current.generation += 1;
         current.client = Some(client.clone());
         Ok((current.generation, client))
+    }
+
+    async fn explain(&self, error: Error) -> Failure {
+        for broker in &self.config.brokers {
+            let Some(dialer) = &self.dialer else { break };
+            let Ok(address) = Address::parse(broker) else { continue };
+            // A broker that wants a login says so at the first question only.
+            let ask = async {
+                let mut connection = dialer.connect(&address).await?;
+                let question = MetadataRequest::default().with_topics(Some(Vec::new()));
+                connection.call(&question, self.config.request_timeout).await
+            };
+            if let Ok(Err(problem)) = timeout(self.attempt(), ask).await {
+                return Failure::NoClient(problem.to_string());
+            }
+        }
+        error.into()
     }
 
     fn present(&self) -> Option<(u64, Arc<Client>)> {
