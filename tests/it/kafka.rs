@@ -8,10 +8,22 @@ use crate::harness::{
     rpush, run, set, simple, wait_until,
 };
 
+mod away;
+mod foreign;
+mod load;
+mod ownership;
+mod security;
+mod topics;
+
 /// Flags for a small Kafka and a group that notices soon who is gone.
 fn flags(kafka: &Kafka, topic: &str) -> Vec<String> {
+    flags_at(&kafka.address(), topic)
+}
+
+/// The same for a Kafka that is reached by another address than its own.
+fn flags_at(broker: &str, topic: &str) -> Vec<String> {
     let group = format!("{topic}-group");
-    let mut flags = vec![format!("--kafka-brokers={}", kafka.address())];
+    let mut flags = vec![format!("--kafka-brokers={broker}")];
     flags.extend([format!("--kafka-topic={topic}"), format!("--kafka-group={group}")]);
     let quick = [
         "--kafka-replication=1",
@@ -29,6 +41,11 @@ fn flags(kafka: &Kafka, topic: &str) -> Vec<String> {
 fn start(redis: &Redis, kafka: &Kafka, topic: &str) -> Sidecar {
     let flags = flags(kafka, topic);
     Sidecar::start(&redis.url(), &flags.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// What makes a long test of a short one; `make soak` sets it.
+fn number_from_environment(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |value| value.parse().expect("it is a number"))
 }
 
 /// Hands in a task, and says whether Kafka has it.
