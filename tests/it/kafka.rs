@@ -9,6 +9,7 @@ use crate::harness::{
 };
 
 mod away;
+mod cluster;
 mod fleet;
 mod foreign;
 mod load;
@@ -37,6 +38,13 @@ fn flags_at(broker: &str, topic: &str) -> Vec<String> {
     ];
     flags.extend(quick.map(str::to_owned));
     flags
+}
+
+/// Sets one of the flags in another way.
+fn change(flags: &mut Vec<String>, flag: &str) {
+    let (name, _) = flag.split_once('=').expect("a flag has a value");
+    flags.retain(|found| !found.starts_with(&format!("{name}=")));
+    flags.push(flag.to_owned());
 }
 
 fn start(redis: &Redis, kafka: &Kafka, topic: &str) -> Sidecar {

@@ -110,6 +110,40 @@ impl Kafka {
         })
     }
 
+    /// Three nodes of one cluster, each with a vote, for topics that lie on all of them.
+    pub fn start_cluster() -> Vec<Self> {
+        let turn = Turn::wait();
+        let dirs = [(); 3].map(|()| {
+            tempfile::Builder::new().prefix("redrive-kafka-").tempdir().expect("a temporary directory can be made")
+        });
+        let places: Vec<Place> = (1..).zip(&dirs).map(|(node, dir)| Place { node, ..first(dir) }).collect();
+        let voters: Vec<String> =
+            places.iter().map(|place| format!("{}@127.0.0.1:{}", place.node, place.controller_port)).collect();
+        let nodes = places.into_iter().zip(dirs);
+        let mut cluster: Vec<Self> = nodes
+            .map(|(place, dir)| {
+                format(&place, &of_a_cluster(&place, &voters.join(",")));
+                Self { child: spawn(&place), place, _dir: dir, _turn: None }
+            })
+            .collect();
+        for node in cluster.iter_mut().rev() {
+            assert!(comes_up(&node.place, &mut node.child), "Kafka does not start:\n{}", log_of(&node.place));
+        }
+        cluster[0]._turn = Some(turn);
+        cluster
+    }
+
+    /// Whether all replicas of a topic are in sync, as this broker sees it.
+    pub fn is_in_sync(&self, topic: &str) -> bool {
+        metadata(self.place.port, Some(topic)).is_ok_and(|found| found.replicas > 0 && found.replicas == found.in_sync)
+    }
+
+    /// The node that leads the first partition of a topic, as this broker sees it.
+    pub fn leader_of(&self, topic: &str) -> Option<u16> {
+        let found = metadata(self.place.port, Some(topic)).ok()?;
+        u16::try_from(found.first_leader).ok()
+    }
+
     fn started(place: &dyn Fn(&TempDir) -> Place, setup: &dyn Fn(&Place) -> Setup, turn: Option<Turn>) -> Self {
         let dir =
             tempfile::Builder::new().prefix("redrive-kafka-").tempdir().expect("a temporary directory can be made");
@@ -419,6 +453,23 @@ fn fast_failover() -> Setup {
     Setup { properties: properties.map(str::to_owned).to_vec(), ..Setup::default() }
 }
 
+fn of_a_cluster(place: &Place, voters: &str) -> Setup {
+    let Place { port, controller_port, .. } = place;
+    let mut setup = fast_failover();
+    setup.properties.extend([
+        "process.roles=broker,controller".to_owned(),
+        format!("controller.quorum.voters={voters}"),
+        format!("listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}"),
+        "offsets.topic.replication.factor=3".to_owned(),
+        "min.insync.replicas=2".to_owned(),
+        "controller.quorum.election.timeout.ms=500".to_owned(),
+        "controller.quorum.fetch.timeout.ms=1000".to_owned(),
+        "controller.quorum.election.backoff.max.ms=500".to_owned(),
+        "replica.lag.time.max.ms=3000".to_owned(),
+    ]);
+    setup
+}
+
 /// A place for a cluster of one.
 fn first(dir: &TempDir) -> Place {
     Place { node: 1, dir: dir.path().to_owned(), port: free_port(), controller_port: free_port() }
@@ -592,9 +643,15 @@ fn comes_up(place: &Place, child: &mut Child) -> bool {
     false
 }
 
+#[derive(Default)]
 struct Metadata {
     brokers: i32,
     partitions_with_leader: usize,
+    /// Of the first partition; negative: none.
+    first_leader: i32,
+    /// Of all partitions.
+    replicas: i32,
+    in_sync: i32,
 }
 
 /// What a broker knows of its cluster and of one topic.
@@ -606,26 +663,30 @@ fn metadata(port: u16, topic: Option<&str>) -> io::Result<Metadata> {
         body.string(name);
     });
     let mut answer = ask(port, 3, 1, &body)?;
-    let brokers = answer.i32();
-    for _ in 0..brokers {
+    let mut found = Metadata { brokers: answer.i32(), first_leader: -1, ..Metadata::default() };
+    for _ in 0..found.brokers {
         answer.skip(4).string();
         answer.skip(4).string();
     }
     answer.skip(4);
-    let mut partitions_with_leader = 0;
     for _ in 0..answer.i32() {
         answer.skip(2).string();
         answer.skip(1);
         for _ in 0..answer.i32() {
             let error = answer.i16();
-            partitions_with_leader += usize::from(error == 0 && answer.skip(4).i32() >= 0);
-            for _ in 0..2 {
-                let replicas = answer.i32();
-                answer.skip(4 * replicas as usize);
+            let (partition, leader) = (answer.i32(), answer.i32());
+            found.partitions_with_leader += usize::from(error == 0 && leader >= 0);
+            if partition == 0 {
+                found.first_leader = leader;
+            }
+            for count in [&mut found.replicas, &mut found.in_sync] {
+                let nodes = answer.i32();
+                *count += nodes;
+                answer.skip(4 * nodes as usize);
             }
         }
     }
-    Ok(Metadata { brokers, partitions_with_leader })
+    Ok(found)
 }
 
 /// Asks one question over a connection of its own.

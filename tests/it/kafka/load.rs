@@ -29,8 +29,17 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts to send, to these sidecars in turn.
+    /// Starts to send, to these sidecars in turn: those that may not spool, as that would change the order.
     pub fn start(addresses: Vec<Address>) -> Self {
+        Self::start_with(addresses, false)
+    }
+
+    /// Starts to send, each client to a sidecar of its own.
+    pub fn start_apart(addresses: Vec<Address>) -> Self {
+        Self::start_with(addresses, true)
+    }
+
+    fn start_with(addresses: Vec<Address>, apart: bool) -> Self {
         let addresses = Arc::new(Mutex::new(addresses));
         let (stop, paused) = (Arc::<AtomicBool>::default(), Arc::<RwLock<()>>::default());
         let [accepted, unanswered] = [(); 2].map(|()| Arc::<AtomicUsize>::default());
@@ -38,6 +47,7 @@ impl Load {
         let clients = (0..CLIENTS).map(|number| {
             let client = Client {
                 number,
+                apart,
                 addresses: addresses.clone(),
                 accepted: accepted.clone(),
                 unanswered: unanswered.clone(),
@@ -103,6 +113,8 @@ impl Load {
 
 struct Client {
     number: usize,
+    /// It has a sidecar of its own.
+    apart: bool,
     addresses: Arc<Mutex<Vec<Address>>>,
     accepted: Arc<AtomicUsize>,
     unanswered: Arc<AtomicUsize>,
@@ -133,7 +145,7 @@ impl Client {
         for attempt in turn.. {
             let address = {
                 let addresses = self.addresses.lock().expect("no client panics with it");
-                addresses[attempt % addresses.len()]
+                addresses[if self.apart { self.number } else { attempt } % addresses.len()]
             };
             match address.post(task) {
                 Ok(answer) if answer.status == 202 => return,
