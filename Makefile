@@ -41,12 +41,16 @@ check: setup ## Format, lints, documentation, dependencies
 bench: setup ## Measure it beside what it is compared with
 	scripts/bench
 
-soak: setup ## Crash journal and consumer a million times, the whole for ten minutes, and compare 250 rounds with the model
+soak: setup ## Crash everything for an hour: a million times in parts, as a whole, with Kafka away, and 300 rounds of the model
+	scripts/kafka-jars
 	REDRIVE_CRASH_CASES=1000000 cargo test --locked --profile quick --lib log:: -- --nocapture
 	REDRIVE_REPLAY_CASES=1000000 REDRIVE_TIMING_CASES=1000000 cargo test --locked --profile quick --lib consumer::
 	CHAOS_SECONDS=600 cargo test --locked --profile quick --test it chaos -- --nocapture
 	cargo test --locked --profile quick --test it faults_are_in_no_release
-	AMBIGUITY_ROUNDS=250 cargo test --locked --test it ambiguity -- --nocapture
+	AMBIGUITY_ROUNDS=250 AMBIGUITY_KAFKA_ROUNDS=50 cargo test --locked --test it ambiguity -- --nocapture
+	KAFKA_AWAY_SECONDS=60 KAFKA_DEATHS=5 cargo test --locked --profile quick --test it kafka::away -- --nocapture
+	KAFKA_GATEWAYS=40 KAFKA_WORKERS=8 cargo test --locked --profile quick --test it kafka::fleet -- --nocapture
+	cargo test --locked --profile quick --test it kafka::cluster -- --ignored --nocapture
 
 examples: build ## Run the examples of services on a real Redis (needs Go, Python, Node and Java; downloads packages)
 	@scripts/examples $(BINARY)

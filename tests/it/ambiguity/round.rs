@@ -9,11 +9,11 @@ use std::{
 
 use serde_json::Value;
 
-use crate::harness::{Answer, PATIENCE, Proxy, Redis, Sidecar, sidecar::Socket};
+use crate::harness::{Answer, PATIENCE, Proxy, Redis, Sidecar, kafka::Kafka, sidecar::Socket};
 
 use super::{
     model::{Death, Model},
-    nemesis::{Nemesis, QUICK, some_faults},
+    nemesis::{Nemesis, QUICK, some_faults, some_faults_with_kafka},
     state::{self, State},
     workload::{Client, Task},
 };
@@ -29,6 +29,8 @@ pub struct Plan<'a> {
     pub seed: u64,
     /// Whether anything goes wrong.
     pub faults: bool,
+    /// Whether tasks are in Kafka; else they are in the journal.
+    pub kafka: bool,
     /// A bug that is planted in the sidecar; empty: none.
     pub bug: &'a str,
 }
@@ -64,7 +66,10 @@ pub fn run(plan: Plan<'_>) -> Result<Summary, Failed> {
     let mut random = fastrand::Rng::with_seed(plan.seed);
     let mut redis = Redis::durable();
     let proxy = Proxy::start(redis.port());
-    let (mut sidecar, socket) = Sidecar::start_on_socket(plan.bug, &proxy.url(), &QUICK);
+    let mut kafka = plan.kafka.then(Kafka::start);
+    let in_kafka = kafka.as_ref().map_or_else(Vec::new, flags_for);
+    let flags: Vec<&str> = QUICK.into_iter().chain(in_kafka.iter().map(String::as_str)).collect();
+    let (mut sidecar, socket) = Sidecar::start_on_socket(plan.bug, &proxy.url(), &flags);
     let clients: Vec<_> = (0..CLIENTS)
         .map(|number| {
             let (client, socket) = (Client::new(number, random.fork()), socket.clone());
@@ -73,11 +78,12 @@ pub fn run(plan: Plan<'_>) -> Result<Summary, Failed> {
         .collect();
 
     let mut nemesis = Nemesis {
-        faults: some_faults(&mut random),
+        faults: if plan.kafka { some_faults_with_kafka(&mut random) } else { some_faults(&mut random) },
         lives: random.fork(),
         random,
         redis: &mut redis,
         proxy: &proxy,
+        kafka: kafka.as_mut(),
         sidecar: &mut sidecar,
         bug: plan.bug,
         is_over: false,
@@ -98,16 +104,19 @@ pub fn run(plan: Plan<'_>) -> Result<Summary, Failed> {
         nemesis.pause(50..500);
     }
     nemesis.make_peace();
+    let model_redis = Redis::start(&[]);
+    let mut model = Model::new(model_redis.client());
+    let made = histories.iter().flatten().filter_map(|task| Some((task.id.clone(), model.make(task)?)));
+    let deaths: BTreeMap<String, Death> = made.collect();
+    if plan.kafka {
+        wait_until_alike(&mut nemesis, &model_redis, &deaths);
+    }
     let is_done = wait_until_done(&mut nemesis);
     // The latest that a packet can be: everything has been made since.
     nemesis.heal();
     let letters = dead_letters(&mut nemesis);
     let story = std::mem::take(&mut nemesis.story);
 
-    let model_redis = Redis::start(&[]);
-    let mut model = Model::new(model_redis.client());
-    let made = histories.iter().flatten().filter_map(|task| Some((task.id.clone(), model.make(task)?)));
-    let deaths: BTreeMap<String, Death> = made.collect();
     let expected = state::read(&mut model_redis.client());
     let found = state::read(&mut redis.client());
 
@@ -172,6 +181,38 @@ fn wait_until_done(nemesis: &mut Nemesis<'_>) -> bool {
         std::thread::sleep(Duration::from_millis(10));
     }
     false
+}
+
+/// A sidecar that has just started does not know how much there is in Kafka. So this waits for the end itself, but not
+/// for ever: that it is the right one is judged later.
+fn wait_until_alike(nemesis: &mut Nemesis<'_>, model: &Redis, deaths: &BTreeMap<String, Death>) {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        nemesis.tend();
+        let found = state::read(&mut nemesis.redis.client());
+        if state::differences(&state::read(&mut model.client()), &found).is_empty()
+            && dead_letters(nemesis).len() >= deaths.len()
+        {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// One partition: a task with keys of several would have an order with those of one only.
+fn flags_for(kafka: &Kafka) -> Vec<String> {
+    let flags = [
+        &format!("--kafka-brokers={}", kafka.address()),
+        "--kafka-partitions=1",
+        "--kafka-replication=1",
+        "--kafka-min-insync=1",
+        "--kafka-session-timeout=2s",
+        "--kafka-heartbeat-interval=300ms",
+        "--kafka-rebalance-timeout=6s",
+        "--kafka-metadata-refresh=1s",
+        "--kafka-produce-timeout=1s",
+    ];
+    flags.map(str::to_owned).into()
 }
 
 /// All dead letters by id.
