@@ -1,7 +1,8 @@
 //! Membership in a consumer group: which partitions are this process's, for how long, and what is committed for them.
 //!
 //! The classic protocol, cooperative, with a protocol name and an assignor of our own. `member` decides (its module doc
-//! has the rules), `holdings` keeps what is owned, `commits` what waits to be committed, `assignor` what a leader gives
+//! has the rules), `holdings` keeps what is owned, `commits` what waits to be committed, `renewals` what was
+//! and must be again, `assignor` what a leader gives
 //! to whom, and `subscription` how members say it. `task` asks the brokers and tells the consumer. Invariant: a lease
 //! that is valid means that no other member owns its partition.
 
@@ -16,6 +17,7 @@ mod assignor;
 mod commits;
 mod holdings;
 mod member;
+mod renewals;
 mod subscription;
 mod task;
 #[cfg(test)]
