@@ -38,7 +38,7 @@ use crate::{
         BatchResult, Connection, ConnectionName, FenceReport, Finding, MarkerState, Past, ProbeReport, Target,
         breaker::Breaker, command_hold::CommandHolds,
     },
-    task::{Lane, Outcome, Rules},
+    task::{Identity, Lane, Outcome, Rules},
     telemetry::metrics::TargetMetrics,
 };
 
@@ -177,6 +177,13 @@ enum Event {
         window: WindowId,
         reader: Box<dyn Reader>,
         result: Result<Vec<LogEntry>, ReadError>,
+    },
+    /// What was finished in a partition before it came here.
+    LookedBack {
+        window: WindowId,
+        reader: Box<dyn Reader>,
+        finished: Vec<(Identity, Timestamp)>,
+        result: Result<(), ReadError>,
     },
     /// A read failed; this is the pause after it.
     ReadAgain {
@@ -393,6 +400,9 @@ impl Worker {
         self.gauges_stale = true;
         match event {
             Event::Read { window, reader, result } => self.take_read(window, reader, result),
+            Event::LookedBack { window, reader, finished, result } => {
+                self.take_look_back(window, reader, finished, result);
+            }
             Event::ReadAgain { window, reader } => {
                 if let Some(window) = self.windows.get_mut(window) {
                     window.reader = Some(reader);
@@ -441,12 +451,15 @@ impl Worker {
         // Of an assignment that is over, whether that was said or not, nothing may stay.
         self.lose(partition);
         tracing::info!(partition = %partition, watermark, "Consuming {partition} from offset {watermark}");
-        self.remember_finished(partition, watermark);
         let window = Window::new(assigned, self.boot_id, self.max_state_bytes, self.budget.clone());
         if let Claim::Fencing(boot_id) = window.claim {
             self.add_past(Past::Process(boot_id));
         }
-        self.windows.insert(window);
+        let id = self.windows.insert(window);
+        // Of a partition that begins nothing was finished.
+        if watermark > 0 {
+            self.look_back(id, watermark);
+        }
     }
 }
 

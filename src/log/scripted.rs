@@ -41,6 +41,7 @@ struct State {
     partitions: BTreeMap<Partition, Kept>,
     consumer: Option<mpsc::UnboundedSender<Assignment>>,
     holds_commits: bool,
+    holds_tails: bool,
 }
 
 #[derive(Default)]
@@ -121,6 +122,11 @@ impl ScriptedLog {
     pub(crate) fn end_lease(&self, partition: &Partition) {
         let lease = self.shared.lock().kept(partition).lease.take();
         lease.expect("the partition is assigned").end();
+    }
+
+    /// From now on the ends of partitions are not read, or again.
+    pub(crate) fn hold_tails(&self, hold: bool) {
+        self.shared.lock().holds_tails = hold;
     }
 
     /// From now on commits are not answered, or again.
@@ -275,6 +281,9 @@ impl Log for ScriptedLog {
         _max_bytes: usize,
         _visit: &mut dyn FnMut(Entry),
     ) -> Result<(), ReadError> {
+        while self.shared.lock().holds_tails {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         Ok(())
     }
 

@@ -116,3 +116,27 @@ async fn unit_above_the_cut_waits_without_a_storm_of_checkpoints() {
     until("all is finished", || world.watermark(&partition) == 2 * PAIRS + 2).await;
     assert_eq!(world.get("k"), "2");
 }
+
+#[tokio::test]
+async fn log_that_takes_its_time_to_show_its_end_holds_up_its_own_partition_only() {
+    let world = World::new(OFTEN);
+    let (old, new) = (partition(0), partition(1));
+    let first = world.start(|_| {});
+    world.assign_and_warm_up(&old).await;
+    world.submit(&old, &count("old"));
+    until("it is finished", || world.watermark(&old) == 2).await;
+    first.stop();
+    first.stopped().await;
+
+    world.log.hold_tails(true);
+    let second = world.start(|_| {});
+    world.submit(&old, &count("old"));
+    world.log.assign(&old);
+    world.submit(&new, &count("new"));
+    world.log.assign(&new);
+    until("what is elsewhere is made", || world.get("new") == "1").await;
+    assert_eq!(second.partitions().await, [0, 1], "questions are answered");
+    assert_eq!(world.get("old"), "1");
+    world.log.hold_tails(false);
+    until("and that when it is known what was finished", || world.get("old") == "2").await;
+}

@@ -17,8 +17,11 @@ use crate::{
     log::{Entry as LogEntry, Partition, ReadError, Reader},
     queue::{Envelope, REFILL_BYTES, REFILL_RECORDS, envelope::EnvelopeError, recent::Settled},
     retry::{Executed, Failure, ReasonClass},
-    task::{Outcome, Refusal, RefusalKind, Task, TaskId},
+    task::{Identity, Outcome, Refusal, RefusalKind, Task, TaskId},
 };
+
+/// What is kept of a record of another producer that is no task. It is a third more in a letter.
+const MAX_REFUSED_BYTES: usize = 320 * 1024;
 
 impl Worker {
     pub(super) fn read(&mut self) {
@@ -84,7 +87,8 @@ impl Worker {
                         // One that is refused for good may have an id that belongs to another task's dead letter.
                         let waits = refusal.kind == RefusalKind::UnknownTarget;
                         let named = waits.then(|| named_id(&record.value)).flatten();
-                        let envelope = Envelope::of_unreadable(named.unwrap_or(made_id), accepted_at, record.value);
+                        let value = as_much_as_a_letter_takes(partition, offset, record.value);
+                        let envelope = Envelope::of_unreadable(named.unwrap_or(made_id), accepted_at, value);
                         return self.refuse(id, offset, envelope, &refusal);
                     }
                 }
@@ -218,21 +222,53 @@ impl Worker {
         seen.remember(envelope.identity, envelope.accepted_at);
     }
 
-    /// Remembers what was finished before a partition was taken over, as far as its log still has it.
-    pub(super) fn remember_finished(&self, partition: &Partition, watermark: u64) {
-        let result = self.log.tail(partition, REFILL_RECORDS, REFILL_BYTES, &mut |entry| {
-            if entry.offset < watermark
-                && let Ok(envelope) = Envelope::decode(&entry.record)
-            {
-                self.remember(&envelope);
-            }
+    /// Finds out what was finished before a partition was taken over, as far as its log still has it. Nothing of the
+    /// partition is read before; everything else goes on, as a log may take its time to answer.
+    pub(super) fn look_back(&mut self, id: WindowId, watermark: u64) {
+        let window = &mut self.windows[id];
+        let Some(reader) = window.reader.take() else { return };
+        let (log, partition, gate) = (self.log.clone(), window.partition.clone(), window.gate.clone());
+        let looking = tokio::task::spawn_blocking(move || {
+            let mut finished = Vec::new();
+            let result = log.tail(&partition, REFILL_RECORDS, REFILL_BYTES, &mut |entry| {
+                if entry.offset < watermark
+                    && let Ok(envelope) = Envelope::decode(&entry.record)
+                {
+                    finished.push((envelope.identity, envelope.accepted_at));
+                }
+            });
+            (finished, result)
         });
+        self.events.push(Box::pin(async move {
+            match gate.run_until_closed(looking).await {
+                Some(Ok((finished, result))) => Event::LookedBack { window: id, reader, finished, result },
+                Some(Err(panic)) => {
+                    let result = Err(ReadError::Unavailable { reason: panic.to_string() });
+                    Event::LookedBack { window: id, reader, finished: Vec::new(), result }
+                }
+                None => Event::Closed,
+            }
+        }));
+    }
+
+    pub(super) fn take_look_back(
+        &mut self,
+        id: WindowId,
+        reader: Box<dyn Reader>,
+        finished: Vec<(Identity, Timestamp)>,
+        result: Result<(), ReadError>,
+    ) {
+        let Some(window) = self.windows.get_mut(id).filter(|window| window.leaving.is_none()) else { return };
+        window.reader = Some(reader);
         if let Err(error) = result {
+            let partition = &window.partition;
             tracing::warn!(
                 partition = %partition,
                 "The end of {partition} could not be read, so tasks that were stored twice may run twice: {error}"
             );
         }
+        let mut seen = self.seen.lock().expect("nothing panics while it holds this lock");
+        finished.into_iter().for_each(|(identity, accepted_at)| seen.remember(identity, accepted_at));
     }
 
     /// A record is no task by the rules of this process. Where that is only because it does not know the target, another
@@ -273,6 +309,20 @@ impl Worker {
         let slot = self.windows[number].insert(entry, 0);
         self.write_letter(number, slot);
     }
+}
+
+/// A record of another producer may be larger than any task, and than what a dead letter has room for.
+fn as_much_as_a_letter_takes(partition: &Partition, offset: u64, value: bytes::Bytes) -> bytes::Bytes {
+    if value.len() <= MAX_REFUSED_BYTES {
+        return value;
+    }
+    tracing::warn!(
+        partition = %partition,
+        offset,
+        "Of the {} bytes of record {offset} of {partition}, which is no task, its dead letter has {MAX_REFUSED_BYTES}",
+        value.len()
+    );
+    value.slice(..MAX_REFUSED_BYTES)
 }
 
 /// When a record was accepted that does not say so: as its log says, which is the same each time it is read, or now. A
