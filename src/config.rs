@@ -151,6 +151,8 @@ pub struct Kafka {
     pub heartbeat_interval: Duration,
     pub rebalance_timeout: Duration,
     pub metadata_refresh: Duration,
+    /// `hold`, `earliest` or `latest`.
+    pub no_checkpoint: String,
     pub tls: Option<KafkaTls>,
     pub sasl: Option<KafkaSasl>,
 }
@@ -433,6 +435,7 @@ impl Reading {
             heartbeat_interval: self.duration("kafka.heartbeat_interval"),
             rebalance_timeout: self.duration("kafka.rebalance_timeout"),
             metadata_refresh: self.duration("kafka.metadata_refresh"),
+            no_checkpoint: self.text("kafka.no_checkpoint"),
             tls: has_tls.then_some(KafkaTls { ca_file, cert_file, key_file }),
             sasl: (!mechanism.is_empty()).then(|| KafkaSasl {
                 mechanism,

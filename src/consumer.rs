@@ -57,6 +57,8 @@ pub struct Config {
     /// How long what is under way may take once its partition is to be given up, or the process stops; the last checkpoint
     /// comes after that. Together they must be shorter than the log waits.
     pub revoke_bound: Duration,
+    /// Works beside another consumer of the same targets, which shows how they are.
+    pub is_beside: bool,
 }
 
 /// A partition's last checkpoint is not waited for any longer than this.
@@ -106,7 +108,10 @@ impl Consumer {
             workers.push((
                 name,
                 worker::Parts {
-                    metrics: metrics.target(target.name()),
+                    metrics: match config.is_beside {
+                        true => metrics.target(target.name()).without_gauges(),
+                        false => metrics.target(target.name()),
+                    },
                     target,
                     log: log.clone(),
                     queues: queues.clone(),
@@ -132,7 +137,7 @@ impl Consumer {
             let _ended = all_ended.drop_guard();
             drive(runtime, run(workers, told))
         })?;
-        Ok(Self { handle: Handle { questions }, stop, ended, thread })
+        Ok(Self { handle: Handle { questions, beside: Vec::new() }, stop, ended, thread })
     }
 
     pub fn handle(&self) -> Handle {
@@ -185,6 +190,8 @@ async fn run(workers: Vec<(Arc<str>, worker::Parts)>, stop: CancellationToken) -
 #[derive(Clone)]
 pub struct Handle {
     questions: Vec<mpsc::Sender<Question>>,
+    /// Asked for tasks only.
+    beside: Vec<mpsc::Sender<Question>>,
 }
 
 pub(crate) enum Question {
@@ -267,36 +274,56 @@ pub struct PartitionOverview {
     pub watermark: u64,
     /// Records read into the window and not finished.
     pub unfinished: u64,
-    /// The task at the watermark, and why it waits.
-    pub first: Option<(String, WaitState)>,
+    /// The task at the watermark.
+    pub first: Option<FirstTask>,
+}
+
+/// What holds a watermark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirstTask {
+    pub id: String,
+    pub accepted_at: Timestamp,
+    pub state: WaitState,
+    /// What it waits for, where that is known.
+    pub waits_for: Option<String>,
 }
 
 impl Handle {
     /// A handle to nothing: a process that only takes tasks.
     pub fn none() -> Self {
-        Self { questions: Vec::new() }
+        Self { questions: Vec::new(), beside: Vec::new() }
+    }
+
+    /// Knows what another consumer's windows hold, too. What their workers do is shown of this one only.
+    pub fn beside(mut self, other: &Self) -> Self {
+        self.beside.extend(other.questions.iter().cloned());
+        self
     }
 
     /// The task, if it waits in a window. Workers that do not answer within a second are passed over.
     pub async fn find(&self, id: &TaskId) -> Option<Waiting> {
-        let asked = self.ask(|answer| Question::Find(id.clone(), answer)).await;
+        let workers = self.questions.iter().chain(&self.beside);
+        let asked = ask(workers, |answer| Question::Find(id.clone(), answer)).await;
         asked.into_iter().flatten().next()
     }
 
     /// Every target, in the order of the configuration. Workers that do not answer within a second are left out.
     pub async fn overview(&self) -> Vec<TargetOverview> {
-        self.ask(Question::Overview).await
+        ask(self.questions.iter(), Question::Overview).await
     }
+}
 
-    async fn ask<T>(&self, question: impl Fn(oneshot::Sender<T>) -> Question) -> Vec<T> {
-        let answers = self.questions.iter().filter_map(|worker| {
-            let (sender, receiver) = oneshot::channel();
-            worker.try_send(question(sender)).ok().map(|()| receiver)
-        });
-        let patience = std::time::Duration::from_secs(1);
-        let answers = answers.map(|answer| tokio::time::timeout(patience, answer));
-        futures_util::future::join_all(answers).await.into_iter().flatten().flatten().collect()
-    }
+async fn ask<T>(
+    workers: impl Iterator<Item = &mpsc::Sender<Question>>,
+    question: impl Fn(oneshot::Sender<T>) -> Question,
+) -> Vec<T> {
+    let answers = workers.filter_map(|worker| {
+        let (sender, receiver) = oneshot::channel();
+        worker.try_send(question(sender)).ok().map(|()| receiver)
+    });
+    let patience = std::time::Duration::from_secs(1);
+    let answers = answers.map(|answer| tokio::time::timeout(patience, answer));
+    futures_util::future::join_all(answers).await.into_iter().flatten().flatten().collect()
 }
 
 #[cfg(test)]

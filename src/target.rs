@@ -52,7 +52,7 @@ pub use self::{
     batch::Batch,
     connection::{BatchResult, Connection, Done},
     connection_name::ConnectionName,
-    inspect::{Finding, FindingCode, Severity},
+    inspect::{Finding, FindingCode},
     marker::{Marker, MarkerState},
     past::{FenceReport, Past},
     probe::ProbeReport,

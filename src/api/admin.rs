@@ -19,7 +19,12 @@ use super::{
         TargetStatus, TokenProblems,
     },
 };
-use crate::{consumer::TargetOverview, dead_letters::DeadLetter, log::Depth, task::TaskId};
+use crate::{
+    consumer::TargetOverview,
+    dead_letters::DeadLetter,
+    log::{Depth, Owner},
+    task::TaskId,
+};
 
 const DEFAULT_LIMIT: usize = 50;
 const MAX_LIMIT: usize = 500;
@@ -49,7 +54,7 @@ pub(super) async fn get_overview(Extract(state): Extract<Arc<State>>) -> Result<
         version: env!("CARGO_PKG_VERSION"),
         ready: not_ready.is_none(),
         not_ready_because: not_ready,
-        unfinished: depth.iter().map(|depth| depth.end.saturating_sub(depth.finished)).sum(),
+        unfinished: depth.iter().filter(|depth| !depth.is_elsewhere()).map(Depth::lag).sum(),
         bytes: depth.iter().map(|depth| depth.bytes).sum(),
         dead_letters: dead_letters as u64,
         targets: targets.into_iter().map(target_status).collect(),
@@ -75,13 +80,16 @@ fn target_status(target: TargetOverview) -> TargetStatus {
 
 /// The partitions
 ///
-/// How far each is read and finished, and what holds its watermark.
+/// How far each is finished, who works on it, and what holds its watermark. With Kafka, those of other members of the
+/// group too.
 #[utoipa::path(
     get, path = "/admin/v1/partitions", operation_id = "listPartitions", tag = "admin",
     responses((status = 200, description = "All partitions that exist.", body = PartitionList, examples(("one" = (
         summary = "One partition", value = json!({"items": [{
-            "target": "default", "lane": "normal", "partition": 0, "end": 12, "finished": 10, "bytes": 262144,
-            "in_window": 2, "first_id": "order-1", "first_status": "held"}]}))))),
+            "target": "default", "lane": "normal", "partition": 0, "end": 12, "finished": 10, "lag": 2,
+            "owner": "this", "bytes": 262144, "in_window": 2, "first_id": "order-1", "first_status": "held",
+            "first_waits_for": "connection refused (connection)",
+            "oldest_accepted_at": "2026-11-25T11:58:01Z"}]}))))),
         ReadProblems, TokenProblems),
     security((), ("bearer" = [])),
 )]
@@ -92,6 +100,7 @@ pub(super) async fn list_partitions(Extract(state): Extract<Arc<State>>) -> Json
 }
 
 fn partition_status(depth: Depth, targets: &[TargetOverview]) -> PartitionStatus {
+    let lag = depth.lag();
     let queue = depth.partition.queue;
     let window = targets.iter().filter(|target| *target.target == *queue.target).flat_map(|target| &target.partitions);
     let window = window.into_iter().find(|found| found.lane == queue.lane && found.index == depth.partition.index);
@@ -102,10 +111,19 @@ fn partition_status(depth: Depth, targets: &[TargetOverview]) -> PartitionStatus
         partition: depth.partition.index,
         end: depth.end,
         finished: depth.finished,
+        lag,
+        owner: match depth.owner {
+            Owner::Us => "this".to_owned(),
+            Owner::Other(member) => member.to_string(),
+            Owner::Nobody => "none".to_owned(),
+        },
+        held_by: depth.held_by,
         bytes: depth.bytes,
         in_window: window.map_or(0, |window| window.unfinished),
-        first_status: first.as_ref().map(|(_, state)| state.as_str()),
-        first_id: first.map(|(id, _)| id),
+        first_status: first.as_ref().map(|first| first.state.as_str()),
+        oldest_accepted_at: first.as_ref().map(|first| first.accepted_at),
+        first_waits_for: first.as_ref().and_then(|first| first.waits_for.clone()),
+        first_id: first.map(|first| first.id),
     }
 }
 

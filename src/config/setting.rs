@@ -144,6 +144,8 @@ pub const SETTINGS: &[Setting] = &[
         "How long a sidecar may take to hand over a partition."),
     entry("kafka.metadata_refresh", duration(Duration::from_secs(1), HOUR), "10s",
         "The time between two looks at topics, partitions and brokers."),
+    entry("kafka.no_checkpoint", Kind::OneOf(&["hold", "earliest", "latest"]), "hold",
+        "From where a partition without committed offsets is read whose oldest task is older than `once.marker_ttl`."),
     entry("kafka.tls.enabled", Kind::Flag, "false",
         "Whether brokers are spoken to by TLS; a file below says so too."),
     entry("kafka.tls.ca_file", Kind::OptionalPath, "",

@@ -15,8 +15,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     AppendError, Appended, Assigned, Assignment, BootTime, Checkpoint, Checkpointing, CommitError, Depth, Durability,
-    Entry, Epoch, Lease, LeaseKeeper, Log, NewRecord, Partition, Position, QueueName, ReadError, Reader, Record, Table,
-    TableError, memory::MemoryLog,
+    Entry, Epoch, Lease, LeaseKeeper, Log, NewRecord, Owner, Partition, Position, QueueName, ReadError, Reader, Record,
+    Table, TableError, memory::MemoryLog,
 };
 
 /// Leases that nobody ends last until long after the test.
@@ -294,6 +294,8 @@ impl Log for ScriptedLog {
             end: kept.records.len() as u64,
             finished: kept.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.watermark),
             bytes: kept.records.iter().map(|(record, _)| record.size() as u64).sum(),
+            owner: Owner::Us,
+            held_by: None,
         };
         state.partitions.iter().map(depth).collect()
     }

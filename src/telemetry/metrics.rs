@@ -11,9 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-};
+pub use prometheus::IntCounter;
+use prometheus::{Gauge, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 /// The lanes' names, in the order that [`Metrics::count_accepted`] counts by.
 pub const LANES: [&str; 3] = ["high", "normal", "low"];
@@ -54,6 +53,12 @@ pub struct Metrics {
     pub settle_seconds: Histogram,
     pub journal_bytes: IntGauge,
     pub journal_damaged_records: IntCounter,
+    pub spool_records: IntGauge,
+    pub spool_bytes: IntGauge,
+    pub spool_oldest_age: Gauge,
+    pub spool_forwarded: IntCounter,
+    pub kafka_lost_records: IntCounter,
+    pub kafka_unreadable_batches: IntCounter,
     send_failure_rate: Gauge,
     /// Retries scheduled.
     pub retry_count: IntCounter,
@@ -90,6 +95,19 @@ pub struct TargetMetrics {
 }
 
 impl TargetMetrics {
+    /// With the same counters, and gauges that nobody sees.
+    pub fn without_gauges(self) -> Self {
+        let gauge = || IntGauge::new("unseen", "unseen").expect("the name is valid");
+        let unseen = || Gauge::new("unseen", "unseen").expect("the name is valid");
+        Self {
+            tasks: std::array::from_fn(|_| gauge()),
+            oldest_age: unseen(),
+            breaker: gauge(),
+            clock_offset: unseen(),
+            ..self
+        }
+    }
+
     /// Notes something that was found at the start. The code is of a closed set.
     pub fn warn(&self, code: &str) {
         self.startup_warning.with_label_values(&[code]).set(1);
@@ -172,7 +190,7 @@ impl Metrics {
             startup_warning: gauges(
                 &registry,
                 "redrive_startup_warning",
-                "What was found at the start and may cost a promise, by code: 1 if it was found on any target.",
+                "What was found at the start and may cost a promise, by code: 1 if it was found on any target or topic.",
                 &["code"],
             ),
             breaker: gauges(
@@ -204,6 +222,45 @@ impl Metrics {
                 )
                 .expect("the name is valid"),
             ),
+            spool_records: register(
+                &registry,
+                IntGauge::new("redrive_spool_records", "Tasks on this disk that wait for Kafka.")
+                    .expect("the name is valid"),
+            ),
+            spool_bytes: register(
+                &registry,
+                IntGauge::new("redrive_spool_bytes", "Bytes on disk of the queues whose tasks wait for Kafka.")
+                    .expect("the name is valid"),
+            ),
+            spool_oldest_age: register(
+                &registry,
+                Gauge::new(
+                    "redrive_spool_oldest_age_seconds",
+                    "Seconds since the oldest task that waits for Kafka was accepted; 0 when there is none.",
+                )
+                .expect("the name is valid"),
+            ),
+            spool_forwarded: register(
+                &registry,
+                IntCounter::new("redrive_spool_forwarded_total", "Tasks that were on this disk and went to Kafka.")
+                    .expect("the name is valid"),
+            ),
+            kafka_lost_records: register(
+                &registry,
+                IntCounter::new(
+                    "redrive_kafka_lost_records_total",
+                    "Records that Kafka deleted before they were read: its retention is too short.",
+                )
+                .expect("the name is valid"),
+            ),
+            kafka_unreadable_batches: register(
+                &registry,
+                IntCounter::new(
+                    "redrive_kafka_unreadable_batches_total",
+                    "Batches of records that cannot be read as others made them.",
+                )
+                .expect("the name is valid"),
+            ),
             send_failure_rate: register(
                 &registry,
                 Gauge::new("kafka_send_failure_rate", "Failed appends over all appends of the last 5 minutes, 0 to 1.")
@@ -220,8 +277,11 @@ impl Metrics {
             ),
             consumer_lag: register(
                 &registry,
-                IntGauge::new("kafka_consumer_lag", "Records that were appended and are not finished.")
-                    .expect("the name is valid"),
+                IntGauge::new(
+                    "kafka_consumer_lag",
+                    "Records that were appended and are not finished, but for those that another sidecar works on.",
+                )
+                .expect("the name is valid"),
             ),
             appends: RecentRate::new(),
             refresh: OnceLock::new(),
@@ -235,6 +295,11 @@ impl Metrics {
         for code in codes {
             self.startup_warning.with_label_values(&[code]);
         }
+    }
+
+    /// Notes something that was found at the start, on a target or in Kafka. The code is of a closed set.
+    pub fn warn(&self, code: &str) {
+        self.startup_warning.with_label_values(&[code]).set(1);
     }
 
     /// Handles for a target of the configuration.

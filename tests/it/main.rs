@@ -12,6 +12,7 @@ mod disk;
 mod exposure;
 mod harness;
 mod kafka;
+mod kafka_seen;
 mod labels;
 mod late;
 mod memory;

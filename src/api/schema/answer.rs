@@ -194,6 +194,15 @@ pub(in crate::api) struct PartitionStatus {
     pub end: u64,
     /// The committed watermark: every record below is finished.
     pub finished: u64,
+    /// Records from `finished` to `end`.
+    pub lag: u64,
+    /// Who works on it: `this`, `none`, or another member of the group by its id and address. In Kafka others' numbers
+    /// are as old as `kafka.metadata_refresh`.
+    pub owner: String,
+    /// Why nothing of it is read until a person says so: `no_checkpoint`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, value_type = Option<String>)]
+    pub held_by: Option<&'static str>,
     /// Bytes on disk.
     pub bytes: u64,
     /// Records in the consumer's window that are not finished.
@@ -206,6 +215,14 @@ pub(in crate::api) struct PartitionStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, value_type = Option<String>)]
     pub first_status: Option<&'static str>,
+    /// What keeps it from being made, where something does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub first_waits_for: Option<String>,
+    /// When it was accepted: the oldest unfinished task of the partition.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, value_type = Option<String>, format = DateTime)]
+    pub oldest_accepted_at: Option<Timestamp>,
 }
 
 /// A page of dead letters, newest first.

@@ -99,7 +99,7 @@ async fn unknown_target_is_held_and_not_dead() {
     assert!(world.letters().await.is_empty());
     until_async("it is counted as held", async || owner.overview().await.held == 1).await;
     let first = owner.overview().await.partitions[0].first.clone().expect("it is unfinished");
-    assert_eq!(first.1, WaitState::Held);
+    assert_eq!(first.state, WaitState::Held);
     let waiting = owner.find("held-1").await.expect("it waits");
     assert_eq!(waiting.state, WaitState::Held);
     assert!(waiting.held_by.is_some_and(|reason| reason.contains("not configured")));

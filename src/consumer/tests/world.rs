@@ -56,6 +56,7 @@ impl World {
             boot_id: fastrand::u128(..).to_be_bytes(),
             marker_ttl: Duration::from_secs(24 * 3600),
             revoke_bound: Duration::from_secs(20),
+            is_beside: false,
         };
         configure(&mut config);
         // So long that no connection ends by itself.

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use super::Worker;
 use crate::{
     consumer::{
-        LastError, PartitionOverview, Question, TargetOverview, WaitState, Waiting,
-        entry::{Entry, Letter},
+        FirstTask, LastError, PartitionOverview, Question, TargetOverview, WaitState, Waiting,
+        entry::{Entry, Letter, Unit},
         schedule::UnitState,
         window::Window,
     },
@@ -70,11 +70,7 @@ impl Worker {
             .find_map(|window| window.entries().find(|entry| entry.envelope.id == *id).map(|entry| (window, entry)))?;
         let (state, until) = self.state_of(window, entry);
         let held = state == WaitState::Held;
-        let held_by = match self.breaker.state() {
-            BreakerState::Open { reason, .. } => Some(format!("{} ({})", reason.message, reason.code)),
-            _ if entry.letter == Letter::Failed => Some("its dead letter cannot be stored".to_owned()),
-            _ => entry.trouble.as_ref().map(|trouble| format!("{} ({})", trouble.last.message, trouble.last.code)),
-        };
+        let held_by = self.trouble_of(entry);
         Some(Waiting {
             target: self.target.name().to_owned(),
             lane: window.partition.queue.lane,
@@ -97,6 +93,27 @@ impl Worker {
                 at: trouble.last_error_at,
             }),
         })
+    }
+
+    /// What keeps a task from being made.
+    fn trouble_of(&self, entry: &Entry) -> Option<String> {
+        match self.breaker.state() {
+            BreakerState::Open { reason, .. } => Some(format!("{} ({})", reason.message, reason.code)),
+            _ if entry.letter == Letter::Failed => Some("its dead letter cannot be stored".to_owned()),
+            _ => entry.trouble.as_ref().map(|trouble| format!("{} ({})", trouble.last.message, trouble.last.code)),
+        }
+    }
+
+    fn first_task(&self, window: &Window, entry: &Entry) -> FirstTask {
+        let (state, _) = self.state_of(window, entry);
+        let is_waiting = |unit: &Unit| window.schedule.state(unit.node) == Some(UnitState::Waiting);
+        let for_checkpoint = state == WaitState::Ready && entry.units.iter().any(is_waiting);
+        let waits_for = match state {
+            WaitState::InFlight => None,
+            _ if for_checkpoint => Some("a checkpoint of what was made before it on its keys".to_owned()),
+            _ => self.trouble_of(entry),
+        };
+        FirstTask { id: entry.envelope.id.to_string(), accepted_at: entry.envelope.accepted_at, state, waits_for }
     }
 
     /// What a task does, or what its first unfinished unit waits for.
@@ -148,10 +165,7 @@ impl Worker {
                     index: window.partition.index,
                     watermark: window.watermark(),
                     unfinished: window.len() as u64,
-                    first: window
-                        .entries()
-                        .next()
-                        .map(|entry| (entry.envelope.id.to_string(), self.state_of(window, entry).0)),
+                    first: window.entries().next().map(|entry| self.first_task(window, entry)),
                 })
                 .collect(),
         }

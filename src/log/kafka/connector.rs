@@ -25,22 +25,21 @@ use rskafka::{
 use tokio::time::{Instant, error::Elapsed, timeout, timeout_at};
 
 use super::{
+    admin::Admin,
     config::Config,
     failure::{Cause, Failure},
     nodelay,
+    security::Security,
 };
 
 /// The largest answer that is read: a fetch asks for much less, but gets one batch of records whole.
 const MAX_ANSWER_BYTES: usize = 32 << 20;
 
-/// Adds TLS and a login to what builds a client.
-pub(super) type Secure = Arc<dyn Fn(ClientBuilder) -> ClientBuilder + Send + Sync>;
-
 /// Makes clients for one purpose. Producing and fetching have one each, as a fetch that waits for records holds up what
 /// is asked for behind it.
 pub(super) struct Connector {
     config: Arc<Config>,
-    secure: Secure,
+    security: Security,
     current: Mutex<Current>,
     /// Held while a client is made: what came of the last attempt, if nothing.
     making: tokio::sync::Mutex<Option<String>>,
@@ -62,8 +61,8 @@ pub(super) struct Leader {
 }
 
 impl Connector {
-    pub(super) fn new(config: Arc<Config>, secure: Secure) -> Self {
-        Self { config, secure, current: Mutex::default(), making: tokio::sync::Mutex::default() }
+    pub(super) fn new(config: Arc<Config>, security: Security) -> Self {
+        Self { config, security, current: Mutex::default(), making: tokio::sync::Mutex::default() }
     }
 
     /// Connects to the broker that leads a partition.
@@ -93,6 +92,11 @@ impl Connector {
     pub(super) async fn topics(&self) -> Result<Vec<Topic>, Failure> {
         let (generation, client) = self.client().await?;
         self.settle(generation, timeout(self.attempt(), client.list_topics()).await)
+    }
+
+    /// Connections of our own, for what the library cannot do.
+    pub(super) fn admin(&self) -> Admin {
+        Admin::new(self.config.clone(), self.security.clone())
     }
 
     /// The client from which this leader came is not used again: it may know too little, or be stuck.
@@ -132,7 +136,7 @@ impl Connector {
             .client_id(self.config.client_id.clone())
             .max_message_size(MAX_ANSWER_BYTES)
             .backoff_config(once());
-        let client = timeout(self.attempt(), (self.secure)(builder).build()).await??;
+        let client = timeout(self.attempt(), self.security.apply_to(builder).build()).await??;
         let client = Arc::new(client);
         let mut current = self.current();
         current.generation += 1;

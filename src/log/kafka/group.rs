@@ -47,6 +47,13 @@ struct TopicPartition {
     partition: i32,
 }
 
+/// What a member was given, in the leader's words; nothing where those are not ours.
+pub(super) fn assigned_in(words: bytes::Bytes) -> Vec<(Arc<str>, u32)> {
+    let assigned = subscription::decode_assignment(words).map_or_else(|_| Default::default(), |(assigned, _)| assigned);
+    let place = |of: TopicPartition| Some((of.topic, u32::try_from(of.partition).ok()?));
+    assigned.into_iter().filter_map(place).collect()
+}
+
 /// What happens to partitions.
 #[derive(Debug)]
 pub(super) enum Event {
