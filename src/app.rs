@@ -120,7 +120,8 @@ impl Storage {
         if left > 0 && config.role == Role::Gateway {
             return Err(AppError::LeftInJournal { left, dir: config.data_dir.clone() });
         }
-        let identities = config.targets.iter().map(|target| (target.name.as_str().into(), target.url.server().into()));
+        let identity = |target: &config::Target| target.identity.clone().unwrap_or_else(|| target.url.server());
+        let identities = config.targets.iter().map(|target| (target.name.as_str().into(), identity(target).into()));
         let remote = Arc::new(KafkaLog::open(kafka_config(config, kafka), identities.collect())?);
         let mode = if kafka.local_first { spool::Mode::Always } else { spool::Mode::WhenAway };
         let mut settings = spool::Config::new(mode, kafka.produce_timeout);

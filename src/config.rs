@@ -25,12 +25,12 @@ pub use kind::{Kind, Raw, parse_duration, parse_size, show_duration, show_size};
 pub use problem::{ConfigError, Problem};
 pub use secret::{RedisUrl, Token, masked_url};
 pub use setting::{SETTINGS, Setting};
-pub use source::{CONFIG_ENV, Given, Origin, Sources, target_setting};
+pub use source::{CONFIG_ENV, Given, Origin, Sources, identity_setting, target_setting};
 
 use kind::Value;
 use rule::{GivenRule, show_rule};
 use setting::setting;
-use source::target_name;
+use source::{identified_target, of_target, target_name};
 
 /// What is configured, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,6 +100,8 @@ pub struct Target {
     /// Letters, digits, `-` and `_`, at most 64 of them.
     pub name: String,
     pub url: RedisUrl,
+    /// What sidecars of a group compare in place of the server's address.
+    pub identity: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -306,7 +308,11 @@ pub enum TokenError {
 }
 
 fn kind_of(name: &str) -> Kind {
-    if target_name(name).is_some() { Kind::RedisUrl } else { setting(name).kind }
+    match (target_name(name), identified_target(name)) {
+        (Some(_), _) => Kind::RedisUrl,
+        (None, Some(_)) => Kind::OptionalText,
+        (None, None) => setting(name).kind,
+    }
 }
 
 /// The values read so far: the strongest right one of each setting, and the problems of all.
@@ -328,7 +334,7 @@ impl Reading {
     }
 
     fn take(&mut self, given: Given) {
-        if let Some(target) = target_name(&given.name)
+        if let Some(target) = of_target(&given.name)
             && let Err(expected) = check_target_name(target)
         {
             return self.refuse(&given, format!("the name {target}"), expected);
@@ -478,6 +484,16 @@ impl Reading {
             ("admission.max_inflight_bytes", admission.max_inflight_bytes),
         );
         self.check_kafka(config);
+        let identified = self.taken.iter().filter_map(|(name, (given, _))| Some((identified_target(name)?, given)));
+        let strays = identified.filter(|(name, _)| config.targets.iter().all(|target| target.name != *name));
+        let missing = |(name, given): (&str, &Given)| Problem::Invalid {
+            origin: given.origin.clone(),
+            name: given.name.clone(),
+            given: format!("the identity of `{name}`"),
+            expected: format!("one of a target: `{}` is missing", target_setting(name)),
+        };
+        let strays: Vec<Problem> = strays.map(missing).collect();
+        self.problems.extend(strays);
         self.demand(!self.taken.contains_key("targets.default.url"), &["targets.default.url"], || {
             "the target `default` is `redis.url`; give this one another name".into()
         });
@@ -557,11 +573,17 @@ impl Reading {
 
     fn targets(&self) -> Vec<Target> {
         let others = self.taken.iter().filter_map(|(name, (_, value))| match (target_name(name), value) {
-            (Some(target), Value::RedisUrl(url)) => Some(Target { name: target.into(), url: url.clone() }),
+            (Some(target), Value::RedisUrl(url)) => Some((target, url.clone())),
             _ => None,
         });
-        let default = Target { name: "default".into(), url: self.redis_url("redis.url") };
-        std::iter::once(default).chain(others).collect()
+        let target = |(name, url): (&str, RedisUrl)| {
+            let identity = match self.taken.get(&identity_setting(name)) {
+                Some((_, Value::Text(identity))) => Some(identity.clone()).filter(|identity| !identity.is_empty()),
+                _ => None,
+            };
+            Target { name: name.into(), url, identity }
+        };
+        std::iter::once(("default", self.redis_url("redis.url"))).chain(others).map(target).collect()
     }
 
     fn number<N: TryFrom<u64>>(&self, name: &str) -> N {
