@@ -6,7 +6,11 @@
 //!
 //! The index in memory (20 bytes a letter) is built when somebody first asks.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -19,6 +23,9 @@ use crate::{
 };
 
 const TABLE: &str = "dead-letters";
+
+/// How long a log that cannot be asked for what others wrote is left alone: questions are answered without it.
+const PAUSE: Duration = Duration::from_secs(5);
 
 /// A task that was given up, with the reasons. Stored as JSON; `schema` guards its meaning.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -103,6 +110,8 @@ struct Index {
     letters: Vec<(u64, u64)>,
     /// From where on other processes may have written.
     next: u64,
+    /// Where that could not be asked, it is not asked again before.
+    ask_at: Option<Instant>,
 }
 
 impl Index {
@@ -202,31 +211,41 @@ impl DeadLetters {
 
     /// The index, with what other processes have written meanwhile where they share the table.
     async fn built<'a>(&self, index: &'a mut Option<Index>) -> Result<&'a Index, TableError> {
-        let index = match index {
+        match index {
             Some(index) => {
-                let (sender, receiver) = std::sync::mpsc::channel();
-                let visit = move |key: &[u8], position| {
-                    let _ = sender.send((hash(key), position));
-                };
-                match self.table.changes(Some(index.next), Box::new(visit)).await {
-                    Ok(next) => {
-                        index.next = next;
-                        index.take(receiver.try_iter().collect());
-                    }
-                    // What is known is still true of this process.
-                    Err(error) => tracing::debug!("New dead letters of others are not known: {error}"),
-                }
-                index
+                self.bring_up_to_date(index).await;
+                Ok(index)
             }
             None => {
                 let next = self.table.changes(None, Box::new(|_, _| {})).await?;
                 let (sender, receiver) = std::sync::mpsc::channel();
                 let visit = move |entry: TableEntry| sender.send((entry.position, hash(&entry.key))).is_ok();
                 self.table.scan(Box::new(visit)).await?;
-                index.insert(Index { letters: receiver.try_iter().collect(), next })
+                Ok(index.insert(Index { letters: receiver.try_iter().collect(), next, ask_at: None }))
             }
+        }
+    }
+
+    async fn bring_up_to_date(&self, index: &mut Index) {
+        if index.ask_at.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let visit = move |key: &[u8], position| {
+            let _ = sender.send((hash(key), position));
         };
-        Ok(index)
+        match self.table.changes(Some(index.next), Box::new(visit)).await {
+            Ok(next) => {
+                index.next = next;
+                index.ask_at = None;
+                index.take(receiver.try_iter().collect());
+            }
+            // What is known is still true of this process.
+            Err(error) => {
+                tracing::debug!("New dead letters of others are not known: {error}");
+                index.ask_at = Some(Instant::now() + PAUSE);
+            }
+        }
     }
 }
 
@@ -244,7 +263,7 @@ mod tests {
 
     #[test]
     fn index_takes_what_others_wrote_and_removed() {
-        let mut index = Index { letters: vec![(1, 10), (2, 20), (5, 50)], next: 6 };
+        let mut index = Index { letters: vec![(1, 10), (2, 20), (5, 50)], next: 6, ask_at: None };
         index.take(HashMap::from([(20, Some(9)), (10, None), (30, Some(7)), (40, None)]));
         assert_eq!(index.letters, [(5, 50), (7, 30), (9, 20)]);
     }

@@ -365,7 +365,9 @@ impl Inner {
         if !topics.iter().any(|found| *found.name == *topic && found.partitions.contains(&index)) {
             return Ok(());
         }
-        let source = Source { connector: Arc::new(connector), ..self.source.clone() };
+        // What is read here is read again, and counted then.
+        let (lost, unreadable) = (Arc::default(), Arc::default());
+        let source = Source { connector: Arc::new(connector), lost, unreadable, ..self.source.clone() };
         let leader = source.connector.leader(&topic, partition.index).await.map_err(unavailable)?;
         let deadline = || Instant::now() + source.patience;
         let end = leader.latest(deadline()).await.map_err(unavailable)?;
