@@ -174,6 +174,7 @@ fn probe_routes() -> OpenApiRouter<Arc<State>> {
 fn admin_routes() -> OpenApiRouter<Arc<State>> {
     OpenApiRouter::new()
         .routes(routes!(admin::get_overview))
+        .routes(routes!(admin::list_breakers))
         .routes(routes!(admin::list_partitions))
         .routes(routes!(admin::list_dead_letters))
         .routes(routes!(admin::get_dead_letter))

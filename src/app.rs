@@ -29,7 +29,7 @@ use crate::{
     queue::Queues,
     retry::Policy,
     shutdown::Shutdown,
-    target::{self, Target},
+    target::{self, Target, limiter::Limits},
     task::{self, LuaPolicy, Rules},
     telemetry::metrics::Metrics,
 };
@@ -352,7 +352,11 @@ fn consumer_config(config: &Config, boot_id: [u8; 16]) -> consumer::Config {
             cap: retry.cap,
         },
         outage_probe_cap: retry.outage_probe_cap,
-        connections: config.redis.connections,
+        limits: Limits {
+            max_batches: config.redis.connections,
+            max_rate: config.redis.max_rate,
+            adaptive: config.redis.adaptive,
+        },
         boot_id,
         marker_ttl: config.once.marker_ttl,
         revoke_bound: config.kafka.as_ref().map_or(REVOKE_BOUND, |kafka| REVOKE_BOUND.min(kafka.rebalance_timeout / 3)),

@@ -88,6 +88,10 @@ pub struct Ops {
 pub struct Redis {
     pub own_prefix: String,
     pub connections: usize,
+    /// Units per second and target; 0: no limit.
+    pub max_rate: u32,
+    /// Whether what is sent follows what a target takes.
+    pub adaptive: bool,
     pub connect_timeout: Duration,
     /// Without what is added for the size of what was sent.
     pub response_timeout: Duration,
@@ -362,6 +366,8 @@ impl Reading {
             redis: Redis {
                 own_prefix: self.text("redis.own_prefix"),
                 connections: self.number("redis.connections"),
+                max_rate: self.number("redis.max_rate"),
+                adaptive: self.flag("redis.adaptive"),
                 connect_timeout: self.duration("redis.connect_timeout"),
                 response_timeout: self.duration("redis.response_timeout"),
                 probe_timeout: self.duration("redis.probe_timeout"),

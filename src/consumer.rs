@@ -20,7 +20,7 @@ use crate::{
     log::{Log, QueueName},
     queue::Queues,
     retry::Policy,
-    target::{FindingCode, Target},
+    target::{FindingCode, Target, limiter::Limits},
     task::{Lane, Rules, TaskId},
     telemetry::metrics::Metrics,
 };
@@ -36,6 +36,7 @@ mod rows;
 mod schedule;
 mod seen;
 mod timing;
+mod turns;
 mod window;
 mod windows;
 mod worker;
@@ -48,8 +49,8 @@ pub struct Config {
     pub policy: Policy,
     /// The longest time between two probes of a target that is down.
     pub outage_probe_cap: Duration,
-    /// Connections of each target that batches go over.
-    pub connections: usize,
+    /// How much is sent to each target at a time, and how fast.
+    pub limits: Limits,
     /// Names this process in checkpoints and on the targets.
     pub boot_id: [u8; 16],
     /// How long the markers of what ran once live.
@@ -114,7 +115,7 @@ impl Consumer {
                     rules: rules.clone(),
                     policy: config.policy,
                     probe_cap: config.outage_probe_cap,
-                    connections: config.connections,
+                    limits: config.limits,
                     budget: budget.clone(),
                     boot_id: config.boot_id,
                     revoke_bound: config.revoke_bound,
@@ -190,6 +191,7 @@ pub struct Handle {
 pub(crate) enum Question {
     Find(TaskId, oneshot::Sender<Option<Waiting>>),
     Overview(oneshot::Sender<TargetOverview>),
+    Breaker(oneshot::Sender<BreakerOverview>),
 }
 
 /// A task in a window: not settled yet, and why.
@@ -242,7 +244,7 @@ pub struct TargetOverview {
     pub target: String,
     /// Without user name and password.
     pub url: String,
-    /// `closed`, `open` or `half_open`.
+    /// `closed`, `open`, `half_open` or `ramp`.
     pub breaker: &'static str,
     /// While the breaker is open: since when, and by what.
     pub held_since: Option<Timestamp>,
@@ -258,6 +260,33 @@ pub struct TargetOverview {
     pub oldest_accepted_at: Option<Timestamp>,
     /// Per lane: what the window's lowest unfinished position waits for.
     pub partitions: Vec<PartitionOverview>,
+}
+
+/// Whether a target is used, how much and how fast.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BreakerOverview {
+    pub target: String,
+    /// `closed`, `open`, `half_open` or `ramp`.
+    pub state: &'static str,
+    /// What opened it, until it is closed again: a code and what it means.
+    pub reason: Option<(String, String)>,
+    /// When it came to this state.
+    pub since: Timestamp,
+    pub next_probe_at: Option<Timestamp>,
+    pub held: u64,
+    /// Under way now.
+    pub batches: usize,
+    pub limit_batches: usize,
+    /// The most units that the next batch has.
+    pub batch_units: usize,
+    /// Units sent in the last second.
+    pub rate: f64,
+    /// Units per second that may be sent now; none: no limit.
+    pub rate_limit: Option<f64>,
+    /// Until when less is sent because the server was started again.
+    pub spared_until: Option<Timestamp>,
+    pub ping: Option<Duration>,
+    pub ping_baseline: Option<Duration>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -286,6 +315,11 @@ impl Handle {
     /// Every target, in the order of the configuration. Workers that do not answer within a second are left out.
     pub async fn overview(&self) -> Vec<TargetOverview> {
         self.ask(Question::Overview).await
+    }
+
+    /// The same, of what is sent to them.
+    pub async fn breakers(&self) -> Vec<BreakerOverview> {
+        self.ask(Question::Breaker).await
     }
 
     async fn ask<T>(&self, question: impl Fn(oneshot::Sender<T>) -> Question) -> Vec<T> {

@@ -38,6 +38,7 @@ mod connection_name;
 mod control;
 mod errors;
 mod inspect;
+pub mod limiter;
 mod marker;
 mod once;
 mod past;

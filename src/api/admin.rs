@@ -1,6 +1,6 @@
 //! The admin API: what an operator looks at. It reads, and changes nothing.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -15,11 +15,11 @@ use super::{
     State, ops,
     problem::{Problem, ProblemType},
     schema::{
-        DeadLetterDocument, DeadLetterList, DeadUnitDocument, Overview, PartitionList, PartitionStatus, ReadProblems,
+        BreakerList, BreakerReason, BreakerStatus, DeadLetterDocument, DeadLetterList, DeadUnitDocument, Overview, PartitionList, PartitionStatus, ReadProblems,
         TargetStatus, TokenProblems,
     },
 };
-use crate::{consumer::TargetOverview, dead_letters::DeadLetter, log::Depth, task::TaskId};
+use crate::{consumer::{BreakerOverview, TargetOverview}, dead_letters::DeadLetter, log::Depth, task::TaskId};
 
 const DEFAULT_LIMIT: usize = 50;
 const MAX_LIMIT: usize = 500;
@@ -70,6 +70,46 @@ fn target_status(target: TargetOverview) -> TargetStatus {
         in_flight: target.in_flight,
         window_bytes: target.window_bytes,
         oldest_accepted_at: target.oldest_accepted_at,
+    }
+}
+
+/// The breakers
+///
+/// Whether each target is used, how much is sent to it at a time, and how fast.
+#[utoipa::path(
+    get, path = "/admin/v1/breakers", operation_id = "listBreakers", tag = "admin",
+    responses((status = 200, description = "One for each target.", body = BreakerList, examples(("ramp" = (
+        summary = "Redis has returned", value = json!({"items": [{
+            "target": "default", "state": "ramp",
+            "reason": {"code": "connection-refused", "message": "nothing accepts connections there"},
+            "since": "2026-11-25T12:00:00Z", "held": 0, "batches": 1, "limit_batches": 2, "batch_units": 128,
+            "rate": 4870.0, "rate_limit": 5000.0, "spared_until": "2026-11-25T12:00:29Z", "ping_ms": 0.21,
+            "ping_baseline_ms": 0.18}]}))))),
+        ReadProblems, TokenProblems),
+    security((), ("bearer" = [])),
+)]
+pub(super) async fn list_breakers(Extract(state): Extract<Arc<State>>) -> Json<BreakerList> {
+    let breakers = state.consumer.breakers().await;
+    Json(BreakerList { items: breakers.into_iter().map(breaker_status).collect() })
+}
+
+fn breaker_status(breaker: BreakerOverview) -> BreakerStatus {
+    let millis = |time: Duration| time.as_secs_f64() * 1000.0;
+    BreakerStatus {
+        target: breaker.target,
+        state: breaker.state,
+        reason: breaker.reason.map(|(code, message)| BreakerReason { code, message }),
+        since: breaker.since,
+        next_probe_at: breaker.next_probe_at,
+        held: breaker.held,
+        batches: breaker.batches,
+        limit_batches: breaker.limit_batches,
+        batch_units: breaker.batch_units,
+        rate: breaker.rate,
+        rate_limit: breaker.rate_limit,
+        spared_until: breaker.spared_until,
+        ping_ms: breaker.ping.map(millis),
+        ping_baseline_ms: breaker.ping_baseline.map(millis),
     }
 }
 

@@ -13,8 +13,10 @@
 //!                                  │                   │ postpone (keeps its keys)
 //!                                  ├─ wake ─ backoff ◀─┤
 //!                                  │                   │ wait_for_checkpoint (keeps its keys)
-//!                                  └──────── waiting ◀─┘
-//!                              release_waiting
+//!                                  ├──────── waiting ◀─┤
+//!                                  │   release_waiting │ hold (keeps its keys)
+//!                                  └────────── held ◀──┘
+//!                                      release_held
 //! ```
 
 use std::{
@@ -83,6 +85,8 @@ pub enum UnitState {
     Backoff(Instant),
     /// It may run when the next checkpoint is durable.
     Waiting,
+    /// It may run when the target takes such units again.
+    Held,
 }
 
 struct Node<T> {
@@ -95,6 +99,8 @@ struct Node<T> {
     blocked: Vec<UnitId>,
     /// It runs alone: see [`Schedule::set_apart`].
     apart: bool,
+    /// It was postponed before.
+    again: bool,
 }
 
 /// The units of one partition.
@@ -104,11 +110,15 @@ pub struct Schedule<T> {
     /// The last unfinished unit of each key.
     tails: HashMap<u64, UnitId>,
     ready: VecDeque<UnitId>,
+    /// Ready units that were postponed before.
+    again: VecDeque<UnitId>,
     /// Ready units that run alone.
     apart: VecDeque<UnitId>,
     backoff: BinaryHeap<Reverse<(Instant, UnitId)>>,
     /// Units that wait for a checkpoint, in the order in which they would have run.
     waiting: Vec<UnitId>,
+    /// Units that are held, in the order in which they would have run.
+    held: Vec<UnitId>,
     /// Units that take part in the order by key: not behind a barrier, not finished.
     linked: usize,
     /// A barrier that waits or runs, and what came after it.
@@ -123,9 +133,11 @@ impl<T: Copy> Default for Schedule<T> {
             free: Vec::new(),
             tails: HashMap::new(),
             ready: VecDeque::new(),
+            again: VecDeque::new(),
             apart: VecDeque::new(),
             backoff: BinaryHeap::new(),
             waiting: Vec::new(),
+            held: Vec::new(),
             linked: 0,
             barrier: None,
             behind: VecDeque::new(),
@@ -136,7 +148,15 @@ impl<T: Copy> Default for Schedule<T> {
 impl<T: Copy> Schedule<T> {
     /// Adds a unit after all that were inserted before.
     pub fn insert(&mut self, keys: Keys, payload: T) -> UnitId {
-        let node = Node { payload, keys, state: UnitState::Blocked, blockers: 0, blocked: Vec::new(), apart: false };
+        let node = Node {
+            payload,
+            keys,
+            state: UnitState::Blocked,
+            blockers: 0,
+            blocked: Vec::new(),
+            apart: false,
+            again: false,
+        };
         let id = match self.free.pop() {
             Some(id) => {
                 self.nodes[id.0 as usize] = Some(node);
@@ -155,29 +175,38 @@ impl<T: Copy> Schedule<T> {
         id
     }
 
-    /// The unit that has been ready for longest, now running.
+    /// The unit that has been ready for longest, now running; one that was postponed before only if there is no other.
     pub fn pop_ready(&mut self) -> Option<(UnitId, T)> {
-        let id = self.ready.pop_front()?;
-        let node = self.node_mut(id);
-        node.state = UnitState::Running;
-        Some((id, node.payload))
+        match self.ready.pop_front() {
+            Some(id) => Some(self.run(id)),
+            None => self.pop_again(),
+        }
     }
 
-    /// Looks through at most `depth` ready units for one that is wanted, takes it out and lets it run.
+    /// The unit that was postponed before and has been ready for longest since, now running.
+    pub fn pop_again(&mut self) -> Option<(UnitId, T)> {
+        let id = self.again.pop_front()?;
+        Some(self.run(id))
+    }
+
+    /// Looks through at most `depth` ready units that were never postponed for one that is wanted, takes it out and lets
+    /// it run.
     pub fn pop_ready_if(&mut self, depth: usize, wanted: impl Fn(T) -> bool) -> Option<(UnitId, T)> {
         let found = self.ready.iter().take(depth).position(|id| wanted(self.node(*id).payload))?;
         let id = self.ready.remove(found).expect("the position was found in this queue");
-        let node = self.node_mut(id);
-        node.state = UnitState::Running;
-        Some((id, node.payload))
+        Some(self.run(id))
     }
 
     /// The unit set apart that has been ready for longest, now running.
     pub fn pop_apart(&mut self) -> Option<(UnitId, T)> {
         let id = self.apart.pop_front()?;
+        Some(self.run(id))
+    }
+
+    fn run(&mut self, id: UnitId) -> (UnitId, T) {
         let node = self.node_mut(id);
         node.state = UnitState::Running;
-        Some((id, node.payload))
+        (id, node.payload)
     }
 
     /// From now on a running unit is handed out by [`Schedule::pop_apart`] only, or again with the others.
@@ -189,16 +218,17 @@ impl<T: Copy> Schedule<T> {
     pub fn put_back(&mut self, id: UnitId) {
         let node = self.node_mut(id);
         node.state = UnitState::Ready;
-        if node.apart {
-            self.apart.push_front(id);
-        } else {
-            self.ready.push_front(id);
+        match (node.apart, node.again) {
+            (true, _) => self.apart.push_front(id),
+            (false, true) => self.again.push_front(id),
+            (false, false) => self.ready.push_front(id),
         }
     }
 
     /// A running unit is tried again at `until`; until then its keys stay taken.
     pub fn postpone(&mut self, id: UnitId, until: Instant) {
-        self.node_mut(id).state = UnitState::Backoff(until);
+        let node = self.node_mut(id);
+        (node.state, node.again) = (UnitState::Backoff(until), true);
         self.backoff.push(Reverse((until, id)));
     }
 
@@ -206,6 +236,12 @@ impl<T: Copy> Schedule<T> {
     pub fn wait_for_checkpoint(&mut self, id: UnitId) {
         self.node_mut(id).state = UnitState::Waiting;
         self.waiting.push(id);
+    }
+
+    /// A running unit did not run after all, since its target takes no such units now; until then its keys stay taken.
+    pub fn hold(&mut self, id: UnitId) {
+        self.node_mut(id).state = UnitState::Held;
+        self.held.push(id);
     }
 
     /// Units that wait for a checkpoint are the next ones again, in their old order. Those that have to wait once more
@@ -216,6 +252,13 @@ impl<T: Copy> Schedule<T> {
             self.put_back(id);
         }
         self.waiting = waiting;
+    }
+
+    /// As [`Schedule::release_waiting`], of held units.
+    pub fn release_held(&mut self) {
+        for id in std::mem::take(&mut self.held).into_iter().rev() {
+            self.put_back(id);
+        }
     }
 
     /// Makes those units ready whose time has come.
@@ -283,7 +326,17 @@ impl<T: Copy> Schedule<T> {
     }
 
     pub fn ready_len(&self) -> usize {
+        self.ready.len() + self.again.len()
+    }
+
+    /// Ready units that were never postponed.
+    pub fn fresh_len(&self) -> usize {
         self.ready.len()
+    }
+
+    #[cfg(test)]
+    pub fn held_len(&self) -> usize {
+        self.held.len()
     }
 
     pub fn apart_len(&self) -> usize {
@@ -345,10 +398,10 @@ impl<T: Copy> Schedule<T> {
     fn make_ready(&mut self, id: UnitId) {
         let node = self.node_mut(id);
         node.state = UnitState::Ready;
-        if node.apart {
-            self.apart.push_back(id);
-        } else {
-            self.ready.push_back(id);
+        match (node.apart, node.again) {
+            (true, _) => self.apart.push_back(id),
+            (false, true) => self.again.push_back(id),
+            (false, false) => self.ready.push_back(id),
         }
     }
 
@@ -359,6 +412,7 @@ impl<T: Copy> Schedule<T> {
             self.nodes = Vec::new();
             self.free = Vec::new();
             self.ready.shrink_to(KEEP);
+            self.again.shrink_to(KEEP);
             self.behind.shrink_to(KEEP);
             self.waiting.shrink_to(KEEP);
             self.tails.shrink_to(KEEP);
@@ -454,6 +508,41 @@ mod tests {
     }
 
     #[test]
+    fn what_was_postponed_comes_back_among_its_like() {
+        let now = Instant::now();
+        let mut schedule = Schedule::default();
+        for unit in 0..4 {
+            schedule.insert(keys(&[u64::from(unit)]), unit);
+        }
+        let (first, _) = schedule.pop_ready().expect("0 is ready");
+        schedule.postpone(first, now);
+        schedule.wake(now);
+        assert_eq!((schedule.ready_len(), schedule.fresh_len()), (4, 3));
+        assert_eq!(schedule.pop_again().map(|(_, unit)| unit), Some(0));
+        schedule.put_back(first);
+        assert_eq!((schedule.ready_len(), schedule.fresh_len()), (4, 3), "it stays one of them");
+        assert_eq!(drain(&mut schedule), [1, 2, 3, 0]);
+    }
+
+    #[test]
+    fn held_units_keep_their_keys_and_their_order() {
+        let mut schedule = Schedule::default();
+        for (unit, key) in [(0, 1), (1, 2), (2, 1), (3, 3)] {
+            schedule.insert(keys(&[key]), unit);
+        }
+        for _ in 0..2 {
+            let (id, _) = schedule.pop_ready().expect("0 and 1 are ready");
+            schedule.hold(id);
+        }
+        let (id, unit) = schedule.pop_ready().expect("3 is ready");
+        assert_eq!((unit, schedule.held_len()), (3, 2));
+        schedule.finish(id);
+        assert_eq!(schedule.pop_ready(), None, "2 waits for 0");
+        schedule.release_held();
+        assert_eq!(drain(&mut schedule), [0, 1, 2]);
+    }
+
+    #[test]
     fn a_barrier_waits_for_all_and_all_wait_for_it() {
         let mut schedule = Schedule::default();
         schedule.insert(keys(&[1]), 0);
@@ -474,6 +563,7 @@ mod tests {
         PutBack,
         Postpone,
         WaitForCheckpoint,
+        Hold,
         /// Of all that wait, and the unit finishes.
         Release,
     }
@@ -484,6 +574,7 @@ mod tests {
             1 => Just(Step::PutBack),
             2 => Just(Step::Postpone),
             2 => Just(Step::WaitForCheckpoint),
+            2 => Just(Step::Hold),
             1 => Just(Step::Release),
         ];
         prop::collection::vec((0..4usize, step), 0..200)
@@ -523,8 +614,9 @@ mod tests {
                         schedule.wake(now);
                         continue;
                     }
-                    if schedule.waiting_len() > 0 {
+                    if schedule.waiting_len() > 0 || schedule.held_len() > 0 {
                         schedule.release_waiting();
+                        schedule.release_held();
                         continue;
                     }
                     if inserted == units.len() {
@@ -545,6 +637,7 @@ mod tests {
                     Step::PutBack => schedule.put_back(id),
                     Step::Postpone => schedule.postpone(id, now + Duration::from_millis(10)),
                     Step::WaitForCheckpoint => schedule.wait_for_checkpoint(id),
+                    Step::Hold => schedule.hold(id),
                 }
             }
             finished.sort_unstable();

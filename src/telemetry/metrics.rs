@@ -46,6 +46,9 @@ pub struct Metrics {
     oldest_age: prometheus::GaugeVec,
     dead_letters: IntGaugeVec,
     breaker: IntGaugeVec,
+    limit_batches: IntGaugeVec,
+    rate_limit: prometheus::GaugeVec,
+    ping: prometheus::GaugeVec,
     clock_offset: prometheus::GaugeVec,
     startup_warning: IntGaugeVec,
     /// From the end of a request's body to its answer.
@@ -79,8 +82,13 @@ pub struct TargetMetrics {
     pub tasks: [IntGauge; TASK_STATES.len()],
     pub oldest_age: Gauge,
     pub dead_letters: IntGauge,
-    /// 0 closed, 1 half open, 2 open.
+    /// 0 closed, 1 half open, 2 open, 3 ramp.
     pub breaker: IntGauge,
+    pub limit_batches: IntGauge,
+    /// 0: none.
+    pub rate_limit: Gauge,
+    /// Seconds.
+    pub ping: Gauge,
     /// Seconds that the target's clock shows more than this machine's.
     pub clock_offset: Gauge,
     startup_warning: IntGaugeVec,
@@ -141,16 +149,11 @@ impl Metrics {
                 "Tasks in the consumer's windows, by what they wait for.",
                 &["target", "state"],
             ),
-            oldest_age: register(
+            oldest_age: float_gauges(
                 &registry,
-                prometheus::GaugeVec::new(
-                    Opts::new(
-                        "redrive_oldest_task_age_seconds",
-                        "Seconds since the oldest unfinished task was accepted; 0 when there is none.",
-                    ),
-                    &["target"],
-                )
-                .expect("the name and label are valid"),
+                "redrive_oldest_task_age_seconds",
+                "Seconds since the oldest unfinished task was accepted; 0 when there is none.",
+                &["target"],
             ),
             dead_letters: gauges(
                 &registry,
@@ -158,16 +161,11 @@ impl Metrics {
                 "Dead letters written since the start of the process.",
                 &["target"],
             ),
-            clock_offset: register(
+            clock_offset: float_gauges(
                 &registry,
-                prometheus::GaugeVec::new(
-                    Opts::new(
-                        "redrive_clock_offset_seconds",
-                        "Seconds that the target's clock shows more than this machine's.",
-                    ),
-                    &["target"],
-                )
-                .expect("the name and label are valid"),
+                "redrive_clock_offset_seconds",
+                "Seconds that the target's clock shows more than this machine's.",
+                &["target"],
             ),
             startup_warning: gauges(
                 &registry,
@@ -178,7 +176,25 @@ impl Metrics {
             breaker: gauges(
                 &registry,
                 "redrive_breaker_state",
-                "Whether writes go to the target: 0 closed (they do), 1 half open, 2 open.",
+                "Whether writes go to the target: 0 closed (they do), 1 half open, 2 open, 3 ramp (more and more do).",
+                &["target"],
+            ),
+            limit_batches: gauges(
+                &registry,
+                "redrive_limit_batches",
+                "Batches that may be on their way to the target at a time.",
+                &["target"],
+            ),
+            rate_limit: float_gauges(
+                &registry,
+                "redrive_rate_limit",
+                "Units of tasks that may be sent to the target per second; 0: no limit.",
+                &["target"],
+            ),
+            ping: float_gauges(
+                &registry,
+                "redrive_ping_seconds",
+                "Seconds that the target took to answer the last PING of a probe.",
                 &["target"],
             ),
             accept_seconds: histogram(
@@ -246,6 +262,9 @@ impl Metrics {
             oldest_age: self.oldest_age.with_label_values(&[name]),
             dead_letters: self.dead_letters.with_label_values(&[name]),
             breaker: self.breaker.with_label_values(&[name]),
+            limit_batches: self.limit_batches.with_label_values(&[name]),
+            rate_limit: self.rate_limit.with_label_values(&[name]),
+            ping: self.ping.with_label_values(&[name]),
             clock_offset: self.clock_offset.with_label_values(&[name]),
             startup_warning: self.startup_warning.clone(),
             settle_seconds: self.settle_seconds.clone(),
@@ -298,6 +317,11 @@ fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Int
 
 fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
     register(registry, IntGaugeVec::new(Opts::new(name, help), labels).expect("the name and labels are valid"))
+}
+
+fn float_gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::GaugeVec {
+    let gauges = prometheus::GaugeVec::new(Opts::new(name, help), labels);
+    register(registry, gauges.expect("the name and labels are valid"))
 }
 
 fn histogram(registry: &Registry, name: &str, help: &str) -> Histogram {

@@ -150,7 +150,7 @@ pub(in crate::api) struct TargetStatus {
     pub target: String,
     /// Without user name and password.
     pub url: String,
-    /// Whether writes go to the target: `closed` (they do), `half_open` or `open`.
+    /// Whether writes go to the target: `closed` (they do), `open`, `half_open` or `ramp` (more and more do).
     pub breaker: &'static str,
     /// While the breaker is open: since when.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -176,6 +176,68 @@ pub(in crate::api) struct TargetStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, value_type = Option<String>, format = DateTime)]
     pub oldest_accepted_at: Option<Timestamp>,
+}
+
+/// What is sent to each target.
+#[derive(Serialize, ToSchema)]
+pub(in crate::api) struct BreakerList {
+    /// Every configured target whose worker answered within a second.
+    pub items: Vec<BreakerStatus>,
+}
+
+/// Whether a target is used, how much and how fast.
+#[derive(Serialize, ToSchema)]
+pub(in crate::api) struct BreakerStatus {
+    pub target: String,
+    /// `closed` (the target is used), `open` (it is only probed), `half_open` (one batch tries it out) or `ramp` (it is
+    /// used more and more).
+    pub state: &'static str,
+    /// What opened it, until it is closed again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub reason: Option<BreakerReason>,
+    /// When it came to this state.
+    #[schema(value_type = String, format = DateTime)]
+    pub since: Timestamp,
+    /// While it is open: when the target is asked again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, value_type = Option<String>, format = DateTime)]
+    pub next_probe_at: Option<Timestamp>,
+    /// Tasks that wait for the target.
+    pub held: u64,
+    /// Batches on their way now.
+    pub batches: usize,
+    /// Batches that may be on their way at a time.
+    pub limit_batches: usize,
+    /// The most units of tasks that the next batch has.
+    pub batch_units: usize,
+    /// Units sent in the last second.
+    pub rate: f64,
+    /// Units that may be sent per second. Absent: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub rate_limit: Option<f64>,
+    /// Until when less is sent because the server was started again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, value_type = Option<String>, format = DateTime)]
+    pub spared_until: Option<Timestamp>,
+    /// Milliseconds that the last PING took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub ping_ms: Option<f64>,
+    /// Milliseconds that a PING takes when all is well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub ping_baseline_ms: Option<f64>,
+}
+
+/// Why a target is not used, or not wholly.
+#[derive(Serialize, ToSchema)]
+pub(in crate::api) struct BreakerReason {
+    /// The server's error code, or one of ours such as `connection-refused`.
+    pub code: String,
+    /// What was said.
+    pub message: String,
 }
 
 /// All partitions that exist.
