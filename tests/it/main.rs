@@ -18,6 +18,7 @@ mod memory;
 mod order;
 mod outages;
 mod panic;
+mod recovery;
 mod secrets;
 mod setup;
 mod status;
