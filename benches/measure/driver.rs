@@ -171,6 +171,8 @@ pub struct Ran {
     pub accepted: Vec<u32>,
     /// Requests with another answer or none.
     pub failed: u64,
+    /// Of these, requests that were answered 503: microseconds.
+    pub refused: Histogram<u64>,
     /// Microseconds.
     pub latency: Histogram<u64>,
     pub elapsed: Duration,
@@ -179,13 +181,17 @@ pub struct Ran {
 impl Ran {
     fn new() -> Self {
         let latency = Histogram::new_with_bounds(1, 60_000_000, 3).expect("the bounds are valid");
-        Self { accepted: Vec::new(), failed: 0, latency, elapsed: Duration::ZERO }
+        Self { accepted: Vec::new(), failed: 0, refused: latency.clone(), latency, elapsed: Duration::ZERO }
     }
 
     fn note(&mut self, first: u32, shape: Shape, status: io::Result<u16>, latency: Duration) {
         self.latency.saturating_record(latency.as_micros() as u64);
         match status {
             Ok(202) => self.accepted.extend(first..first + shape.tasks()),
+            Ok(503) => {
+                self.failed += 1;
+                self.refused.saturating_record(latency.as_micros() as u64);
+            }
             _ => self.failed += 1,
         }
     }
@@ -194,6 +200,7 @@ impl Ran {
         self.accepted.extend(other.accepted);
         self.failed += other.failed;
         self.latency.add(&other.latency).expect("both have the same bounds");
+        self.refused.add(&other.refused).expect("both have the same bounds");
     }
 
     /// Accepted tasks per second.
@@ -306,6 +313,21 @@ pub async fn open_loop(
     clock.join().expect("the clock does not panic");
     all.elapsed = start.elapsed();
     Ok(all)
+}
+
+/// Sends batches of tasks that are given as they are, one after the other; all must be accepted.
+pub async fn hand_in(address: SocketAddr, batches: impl Iterator<Item = String>) -> anyhow::Result<()> {
+    let mut client = Client::connect(address, Shape::Single(Work::Set)).await?;
+    for body in batches {
+        let head = format!(
+            "POST /tasks/batch HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        client.template = Template { bytes: [head.into_bytes(), body.into_bytes()].concat(), places: Vec::new() };
+        let status = client.send(0).await?;
+        anyhow::ensure!(status == 202, "a batch was answered {status}");
+    }
+    Ok(())
 }
 
 /// Asks until a single task is answered 202; for how long a start takes.

@@ -60,6 +60,9 @@ pub fn free_address() -> io::Result<SocketAddr> {
     TcpListener::bind("127.0.0.1:0")?.local_addr()
 }
 
+/// What lets a sidecar send as much as Redis takes.
+pub const UNLIMITED: [&str; 2] = ["--redis-max-rate=0", "--redis-adaptive=false"];
+
 /// A sidecar under test.
 pub struct Sidecar {
     pub process: Process,
@@ -69,11 +72,11 @@ pub struct Sidecar {
 impl Sidecar {
     /// Starts it; does not wait until it serves.
     pub fn start(data: &Path, redis: SocketAddr) -> io::Result<Self> {
-        Self::start_by(&[], data, redis)
+        Self::start_by(&[], data, redis, &UNLIMITED)
     }
 
-    /// The same, run by a program that comes before it on the command line; empty: by none.
-    pub fn start_by(runner: &[String], data: &Path, redis: SocketAddr) -> io::Result<Self> {
+    /// The same with these flags, run by a program that comes before it on the command line; empty: by none.
+    pub fn start_by(runner: &[String], data: &Path, redis: SocketAddr, flags: &[&str]) -> io::Result<Self> {
         let address = free_address()?;
         let mut words = runner.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_redrive")]);
         let process = Process::start(
@@ -82,6 +85,7 @@ impl Sidecar {
                 .arg("serve")
                 .args(["--listen", &address.to_string(), "--ops-listen", "127.0.0.1:0"])
                 .args(["--redis-url", &format!("redis://{redis}/0")])
+                .args(flags)
                 .arg("--data-dir")
                 .arg(data),
         )?;
@@ -90,7 +94,12 @@ impl Sidecar {
 
     /// Starts it and waits until it listens.
     pub async fn serving(data: &Path, redis: SocketAddr) -> io::Result<Self> {
-        let sidecar = Self::start(data, redis)?;
+        Self::serving_with(&UNLIMITED, data, redis).await
+    }
+
+    /// The same with these flags.
+    pub async fn serving_with(flags: &[&str], data: &Path, redis: SocketAddr) -> io::Result<Self> {
+        let sidecar = Self::start_by(&[], data, redis, flags)?;
         wait_for(sidecar.address).await?;
         Ok(sidecar)
     }

@@ -66,6 +66,21 @@ impl Redis {
         Ok(())
     }
 
+    /// How many of these keys do not have this value.
+    pub async fn differing(&mut self, wanted: &[(String, String)]) -> io::Result<usize> {
+        let mut differing = 0;
+        for some in wanted.chunks(500) {
+            for (key, _) in some {
+                self.0.write_all(format!("GET {key}\r\n").as_bytes()).await?;
+            }
+            self.0.flush().await?;
+            for (_, value) in some {
+                differing += usize::from(self.reply().await? != *value);
+            }
+        }
+        Ok(differing)
+    }
+
     /// How many of these tasks' keys do not hold what each task makes of a key that was not there.
     pub async fn wrong(&mut self, work: Work, tasks: &[u32]) -> io::Result<usize> {
         let question = match work {

@@ -7,6 +7,7 @@ pub mod instructions;
 pub mod latency;
 pub mod markers;
 pub mod once;
+pub mod recovery;
 pub mod ttl;
 
 /// Tasks of a backlog that is drained.

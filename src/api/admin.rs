@@ -15,11 +15,16 @@ use super::{
     State, ops,
     problem::{Problem, ProblemType},
     schema::{
-        BreakerList, BreakerReason, BreakerStatus, DeadLetterDocument, DeadLetterList, DeadUnitDocument, Overview, PartitionList, PartitionStatus, ReadProblems,
-        TargetStatus, TokenProblems,
+        BreakerList, BreakerReason, BreakerStatus, DeadLetterDocument, DeadLetterList, DeadUnitDocument, Overview,
+        PartitionList, PartitionStatus, ReadProblems, TargetStatus, TokenProblems,
     },
 };
-use crate::{consumer::{BreakerOverview, TargetOverview}, dead_letters::DeadLetter, log::Depth, task::TaskId};
+use crate::{
+    consumer::{BreakerOverview, TargetOverview},
+    dead_letters::DeadLetter,
+    log::Depth,
+    task::TaskId,
+};
 
 const DEFAULT_LIMIT: usize = 50;
 const MAX_LIMIT: usize = 500;

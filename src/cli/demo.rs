@@ -125,7 +125,8 @@ async fn tell_story(tasks: u64, dir: &std::path::Path) -> anyhow::Result<()> {
     stage.step("Redis returns. While the backlog drains the sidecar is killed with -9, and then Redis.");
     redis.restart()?;
     let draining = Instant::now();
-    until_made(&redis, &workload, 1, 2).await?;
+    let released = watch_breaker(&sidecar, until_made(&redis, &workload, 1, 2)).await?;
+    stage.say(&format!("   What is sent to it, as it was seen: {released}."));
     let mut spent = retries_counted(&sidecar).await?;
     sidecar.kill9();
     say_progress(&stage, &redis, &workload, "The sidecar was killed")?;
@@ -199,6 +200,44 @@ async fn until_made(redis: &Redis, workload: &Workload, part: u64, of: u64) -> a
         }
         ensure!(begun.elapsed() < DRAIN_TIMEOUT, "the backlog does not drain");
         tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// What the breaker lets through until `done`, one after the other.
+async fn watch_breaker(sidecar: &Sidecar, done: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<String> {
+    let mut seen: Vec<String> = Vec::new();
+    let mut done = std::pin::pin!(done);
+    loop {
+        tokio::select! {
+            ended = &mut done => {
+                ended?;
+                break;
+            }
+            () = tokio::time::sleep(Duration::from_millis(2)) => {}
+        }
+        let found = ops_get(sidecar, "/admin/v1/breakers").await?;
+        let now = shown_breaker(&found["items"][0]);
+        if seen.last() != Some(&now) {
+            seen.push(now);
+        }
+    }
+    Ok(seen.join(", "))
+}
+
+fn shown_breaker(breaker: &Value) -> String {
+    let batches = || match breaker["limit_batches"].as_u64() {
+        Some(1) => "1 batch at a time".to_owned(),
+        count => format!("{} batches at a time", count.unwrap_or_default()),
+    };
+    match text(&breaker["state"]) {
+        "open" => "probes only".to_owned(),
+        "half_open" => "one small batch".to_owned(),
+        "ramp" => batches(),
+        _ => format!(
+            "{} and {} tasks a second",
+            batches(),
+            grouped(breaker["rate_limit"].as_f64().unwrap_or(0.0) as u64)
+        ),
     }
 }
 

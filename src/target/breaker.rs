@@ -221,7 +221,9 @@ impl Breaker {
             State::HalfOpen { trial: true, reason, .. } => {
                 State::Ramp { reason: reason.clone(), batches: 1, stepped_at: now, next_step_at: self.next_step(now) }
             }
-            State::Ramp { reason, batches, stepped_at, next_step_at } if begun >= *stepped_at && now >= *next_step_at => {
+            State::Ramp { reason, batches, stepped_at, next_step_at }
+                if begun >= *stepped_at && now >= *next_step_at =>
+            {
                 if *batches >= goal {
                     State::Closed
                 } else {

@@ -108,7 +108,12 @@ impl Connection {
     pub async fn execute_while(&mut self, batch: Batch, may_send: impl Fn() -> bool) -> BatchResult {
         let Some(pooled) = &mut self.pooled else {
             let closed = Failure::hold(Failure::NO_CONNECTION, "the connection was closed after an earlier failure");
-            return BatchResult { results: vec![Err(closed); batch.len()], reusable: false, spoilt: None, took: Duration::ZERO };
+            return BatchResult {
+                results: vec![Err(closed); batch.len()],
+                reusable: false,
+                spoilt: None,
+                took: Duration::ZERO,
+            };
         };
         if batch.is_empty() {
             return BatchResult { results: Vec::new(), reusable: true, spoilt: None, took: Duration::ZERO };

@@ -16,8 +16,8 @@ mod brake;
 mod bucket;
 mod meter;
 
-pub use batches::Round;
 use batches::Batches;
+pub use batches::Round;
 use brake::Brake;
 use bucket::Bucket;
 use meter::Meter;
@@ -186,7 +186,6 @@ impl Limiter {
         self.brake.pings()
     }
 }
-
 
 #[cfg(test)]
 mod sim;

@@ -222,7 +222,8 @@ fn five_targets_in_an_outage_spend_nothing_and_are_probed_over_one_connection_ea
         assert_eq!(first_occurrences(&redis.list("log")), (0..TASKS as u64).collect::<Vec<_>>());
     }
     for number in 0..5 {
-        let settled = |outcome| format!(r#"redrive_tasks_settled_total{{outcome="{outcome}",target="{}"}}"#, name(number));
+        let settled =
+            |outcome| format!(r#"redrive_tasks_settled_total{{outcome="{outcome}",target="{}"}}"#, name(number));
         assert_eq!(sidecar.metric(&settled("dead")), 0.0);
         assert_eq!(sidecar.metric(&settled("applied")), TASKS as f64);
     }

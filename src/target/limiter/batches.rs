@@ -66,7 +66,16 @@ impl Batches {
     /// It begins with the most, as nothing is known that speaks against it.
     pub fn new(max: usize, now: Instant) -> Self {
         let max = max as f64;
-        Self { max, limit: max, units: MAX_BATCH_UNITS, averages: None, changed_at: now, rest: 0, next_rest: REST, grew: false }
+        Self {
+            max,
+            limit: max,
+            units: MAX_BATCH_UNITS,
+            averages: None,
+            changed_at: now,
+            rest: 0,
+            next_rest: REST,
+            grew: false,
+        }
     }
 
     pub fn limit(&self) -> usize {

@@ -208,9 +208,7 @@ impl Sim {
             }
         }
         let after = batches_of(self.sidecars[number].breaker.state());
-        if after != batches
-            && after.is_some()
-        {
+        if after != batches && after.is_some() {
             self.steps.push(Step { at: now });
         }
         self.look(number);

@@ -194,8 +194,7 @@ fn busy_target_is_asked_once_a_second_and_an_idle_one_never() {
     sim.server.live = Duration::from_millis(1);
     sim.run(10 * SECOND);
     assert_eq!(sim.sidecars[0].limiter.ceiling(sim.now), Some(20_000.0));
-    let (quick, slow) =
-        (sim.units(start, start + 20 * SECOND), sim.units(start + 25 * SECOND, start + 30 * SECOND));
+    let (quick, slow) = (sim.units(start, start + 20 * SECOND), sim.units(start + 25 * SECOND, start + 30 * SECOND));
     assert!(quick > 390_000 && slow < 6_500, "{quick} in 20 s, {slow} in 5 s");
     let (limiter, now) = limiter(LIMITS);
     assert!(!limiter.wants_ping(now + 3600 * SECOND));
@@ -283,7 +282,7 @@ fn sidecars_whose_server_returns_come_back_one_by_one() {
     let crowd = |step: &&sim::Step| {
         steps.iter().filter(|other| other.at >= step.at && other.at - step.at < Duration::from_millis(20)).count()
     };
-    let most = steps.iter().map(|step| crowd(step)).max();
+    let most = steps.iter().map(crowd).max();
     assert!(most <= Some(5), "{most:?} steps within 20 ms");
     let spread = steps[steps.len() - 1].at - steps[0].at;
     assert!(spread > Duration::from_millis(500) && spread < 4 * SECOND, "{spread:?}");
