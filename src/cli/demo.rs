@@ -217,27 +217,20 @@ async fn watch_breaker(sidecar: &Sidecar, done: impl Future<Output = anyhow::Res
         }
         let found = ops_get(sidecar, "/admin/v1/breakers").await?;
         let now = shown_breaker(&found["items"][0]);
-        if seen.last() != Some(&now) {
+        if !seen.contains(&now) {
             seen.push(now);
         }
     }
-    Ok(seen.join(", "))
+    Ok(seen.join(", then "))
 }
 
 fn shown_breaker(breaker: &Value) -> String {
-    let batches = || match breaker["limit_batches"].as_u64() {
-        Some(1) => "1 batch at a time".to_owned(),
-        count => format!("{} batches at a time", count.unwrap_or_default()),
-    };
     match text(&breaker["state"]) {
         "open" => "probes only".to_owned(),
         "half_open" => "one small batch".to_owned(),
-        "ramp" => batches(),
-        _ => format!(
-            "{} and {} tasks a second",
-            batches(),
-            grouped(breaker["rate_limit"].as_f64().unwrap_or(0.0) as u64)
-        ),
+        "ramp" if breaker["limit_batches"] == 1 => "1 batch at a time".to_owned(),
+        "ramp" => format!("{} batches at a time", breaker["limit_batches"]),
+        _ => format!("up to {} tasks a second", grouped(breaker["rate_limit"].as_f64().unwrap_or(0.0) as u64)),
     }
 }
 

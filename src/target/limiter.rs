@@ -139,14 +139,20 @@ impl Limiter {
         self.spared_until = Some(now + AFTER_RESTART);
     }
 
-    /// How long the target took to answer a PING. Answers what that has changed in the rate, if anything.
-    pub fn on_ping(&mut self, round_trip: Duration, now: Instant) -> Option<f64> {
+    /// How long the target took to answer a PING. True: with this one the brake was put on, or came off.
+    pub fn on_ping(&mut self, round_trip: Duration, now: Instant) -> bool {
         (self.pinged_at, self.units_since_ping) = (now, 0);
-        if !self.brake.is_on() {
+        let was_on = self.brake.is_on();
+        if !was_on {
             self.unbraked_rate = self.meter.rate(now).max(MIN_BRAKED_RATE);
         }
-        let changed = self.brake.on_ping(round_trip);
-        (changed && self.limits.adaptive).then(|| self.brake.factor())
+        self.brake.on_ping(round_trip);
+        self.limits.adaptive && was_on != self.brake.is_on()
+    }
+
+    /// Whether less is sent because the target answers PINGs slowly.
+    pub fn brakes(&self) -> bool {
+        self.limits.adaptive && self.brake.is_on()
     }
 
     /// Whether it is time to look at the target's PING.

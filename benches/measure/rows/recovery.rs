@@ -241,8 +241,8 @@ async fn overload(scratch: &Path, rounds: usize, report: &mut Report) -> anyhow:
         let data = scratch.join("overload");
         let sidecar = Sidecar::serving(&data, nobody).await?;
         let set = Shape::Single(Work::Set);
-        let peak = driver::closed_loop(sidecar.address, 64, set, 0, Until::Elapsed(TIME)).await?;
-        let first = peak.accepted.len() as u32 + 64;
+        let peak = driver::closed_loop(sidecar.address, CONNECTIONS, set, 0, Until::Elapsed(TIME)).await?;
+        let first = (peak.accepted.len() + CONNECTIONS) as u32;
         let offered = (peak.rate() * 1.5) as u32;
         let ran = driver::open_loop(sidecar.address, CONNECTIONS, offered, first, TIME).await?;
         goodput.push(ran.rate() / peak.rate());

@@ -132,14 +132,19 @@ impl Worker {
     }
 
     fn note_ping(&mut self, report: &ProbeReport, now: Instant) {
-        let Some(factor) = self.limiter.on_ping(report.ping, now) else { return };
+        if !self.limiter.on_ping(report.ping, now) {
+            return;
+        }
         let (target, millis) = (self.target.name(), report.ping.as_secs_f64() * 1000.0);
-        tracing::info!(
-            redis.target = target,
-            ping_ms = millis,
-            "A PING to {target} took {millis:.1} ms: sending at {} % of its rate",
-            factor * 100.0
-        );
+        if self.limiter.brakes() {
+            tracing::info!(
+                redis.target = target,
+                ping_ms = millis,
+                "A PING to {target} took {millis:.1} ms: sending less until that is better"
+            );
+        } else {
+            tracing::info!(redis.target = target, ping_ms = millis, "{target} is sent as much per second as before");
+        }
     }
 
     /// Another server than the one before has empty caches, and perhaps much to load or to copy.

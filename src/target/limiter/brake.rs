@@ -25,9 +25,8 @@ pub struct Brake {
 }
 
 impl Brake {
-    /// A slow one halves the rate, each further one again; a fine one doubles it until it is whole. True: it changed.
-    pub fn on_ping(&mut self, round_trip: Duration) -> bool {
-        let before = self.halvings;
+    /// A slow one halves the rate, each further one again; a fine one doubles it until it is whole.
+    pub fn on_ping(&mut self, round_trip: Duration) {
         let baseline = self.pings.baseline.unwrap_or(round_trip);
         let is_slow = round_trip > (baseline * SLOW_FACTOR).max(NEVER_SLOW);
         self.halvings = match is_slow {
@@ -37,7 +36,6 @@ impl Brake {
         let behind = round_trip.saturating_sub(baseline);
         let baseline = baseline.min(round_trip) + behind / if is_slow { FOLLOW_SLOW } else { FOLLOW };
         self.pings = Pings { baseline: Some(baseline), last: Some(round_trip) };
-        self.halvings != before
     }
 
     /// What is left of the rate.

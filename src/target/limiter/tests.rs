@@ -157,7 +157,9 @@ fn after_an_outage_batches_begin_small() {
 fn slow_pings_halve_the_rate_until_they_are_fine_again() {
     let (mut limiter, now) = limiter(LIMITS);
     let ping = |limiter: &mut Limiter, millis: u64| {
-        limiter.on_ping(Duration::from_millis(millis), now);
+        let was_on = limiter.brakes();
+        let changed = limiter.on_ping(Duration::from_millis(millis), now);
+        assert_eq!(changed, was_on != limiter.brakes());
         limiter.ceiling(now).expect("there is one")
     };
     assert_eq!(ping(&mut limiter, 1), 20_000.0);
