@@ -134,6 +134,12 @@ impl Sim {
         self.now = until;
     }
 
+    /// The backlog of a sidecar is this from now on.
+    pub fn hand_in(&mut self, sidecar: usize, tasks: usize) {
+        self.sidecars[sidecar].backlog = tasks;
+        self.look(sidecar);
+    }
+
     /// All sidecars notice at once that the server is gone.
     pub fn go_down(&mut self) {
         self.server.health = Health::Down;
