@@ -3,7 +3,7 @@
 //! ```text
 //!   round trips of batches ─▶ batches: how many at a time, how many units in each ─┐
 //!   redis.max_rate, restarts ─▶ ceiling ─▶ bucket: how many units now ─────────────┼─▶ the next batch
-//!   PING of a probe ─▶ brake: half of the ceiling, and half again ─────────────────┘
+//!   PING of a probe ─▶ brake: half of the ceiling ─────────────────────────────────┘
 //! ```
 //!
 //! Redrive is the background load: whoever reads and writes the target live goes first. The invariant: in any stretch of

@@ -45,7 +45,7 @@ fn calls(client: &mut Client, command: &str) -> u64 {
 #[test]
 fn rate_ceiling_holds_from_the_front_door_to_redis() {
     let redis = Redis::start(&["--maxmemory", "1"]);
-    let sidecar = Sidecar::start(&redis.url(), &["--redis-max-rate", "1000"]);
+    let sidecar = Sidecar::start(&redis.url(), &["--redis-max-rate", "1000", "--redis-adaptive=false"]);
     hand_in(&sidecar, "key", 3000);
     sidecar.wait_for_log("Holding the tasks of default that need memory");
     let mut client = redis.client();
@@ -145,7 +145,8 @@ fn server_that_was_started_again_is_spared_and_every_state_is_told() {
     redis.restart();
     sidecar.wait_until_done();
     let back = breaker(&sidecar);
-    assert_eq!(back["rate_limit"], 5_000.0, "a quarter: {back}");
+    // A quarter, or half of that while this machine is too busy to answer a PING.
+    assert!(back["rate_limit"].as_f64() == Some(5_000.0) || back["rate_limit"].as_f64() == Some(2_500.0), "{back}");
     assert!(back["spared_until"].is_string(), "{back}");
     wait_until("it is closed", || breaker(&sidecar)["state"] == "closed");
     let told = [

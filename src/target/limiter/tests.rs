@@ -161,7 +161,7 @@ fn after_an_outage_batches_begin_small() {
 }
 
 #[test]
-fn slow_pings_halve_the_rate_until_they_are_fine_again() {
+fn slow_pings_halve_the_rate_until_one_is_fine_again() {
     let (mut limiter, now) = limiter(LIMITS);
     let ping = |limiter: &mut Limiter, millis: u64| {
         let was_on = limiter.brakes();
@@ -171,12 +171,8 @@ fn slow_pings_halve_the_rate_until_they_are_fine_again() {
     };
     assert_eq!(ping(&mut limiter, 1), 20_000.0);
     assert_eq!(ping(&mut limiter, 2), 20_000.0, "three times as long is not too long");
-    assert_eq!(ping(&mut limiter, 8), 10_000.0);
-    assert_eq!(ping(&mut limiter, 8), 5_000.0);
-    (0..10).for_each(|_| _ = ping(&mut limiter, 9));
-    assert_eq!(ping(&mut limiter, 9), 1_250.0, "a sixteenth is always sent");
-    let back: Vec<f64> = (0..5).map(|_| ping(&mut limiter, 1)).collect();
-    assert_eq!(back, [2_500.0, 5_000.0, 10_000.0, 20_000.0, 20_000.0]);
+    (0..10).for_each(|_| assert_eq!(ping(&mut limiter, 9), 10_000.0));
+    (0..10).for_each(|_| assert_eq!(ping(&mut limiter, 1), 20_000.0));
     let pings = limiter.pings();
     assert_eq!(pings.last, Some(Duration::from_millis(1)));
     assert!(pings.baseline < Some(Duration::from_millis(2)), "{pings:?}");
@@ -199,12 +195,12 @@ fn busy_target_is_asked_once_a_second_and_an_idle_one_never() {
     assert_eq!(sim.sidecars[0].limiter.ceiling(sim.now), Some(20_000.0));
     sim.server.live = Duration::from_millis(20);
     sim.run(10 * SECOND);
-    assert_eq!(sim.sidecars[0].limiter.ceiling(sim.now), Some(1_250.0));
+    assert_eq!(sim.sidecars[0].limiter.ceiling(sim.now), Some(10_000.0));
     sim.server.live = Duration::from_millis(1);
     sim.run(10 * SECOND);
     assert_eq!(sim.sidecars[0].limiter.ceiling(sim.now), Some(20_000.0));
     let (quick, slow) = (sim.units(start, start + 20 * SECOND), sim.units(start + 25 * SECOND, start + 30 * SECOND));
-    assert!(quick > 390_000 && slow < 6_500, "{quick} in 20 s, {slow} in 5 s");
+    assert!(quick > 390_000 && slow < 51_000, "{quick} in 20 s, {slow} in 5 s");
     let (limiter, now) = limiter(LIMITS);
     assert!(!limiter.wants_ping(now + 3600 * SECOND));
 }
