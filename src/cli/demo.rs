@@ -123,9 +123,13 @@ async fn tell_story(tasks: u64, dir: &std::path::Path) -> anyhow::Result<()> {
     restart(&stage, &mut sidecar)?;
 
     stage.step("Redis returns. While the backlog drains the sidecar is killed with -9, and then Redis.");
-    redis.restart()?;
+    until_held(&sidecar).await?;
     let draining = Instant::now();
-    let released = watch_breaker(&sidecar, until_made(&redis, &workload, 1, 2)).await?;
+    let released = watch_breaker(&sidecar, async {
+        redis.restart()?;
+        until_made(&redis, &workload, 1, 2).await
+    })
+    .await?;
     stage.say(&format!("   What is sent to it, as it was seen: {released}."));
     let mut spent = retries_counted(&sidecar).await?;
     sidecar.kill9();
@@ -203,20 +207,20 @@ async fn until_made(redis: &Redis, workload: &Workload, part: u64, of: u64) -> a
     }
 }
 
-/// What the breaker lets through until `done`, one after the other.
+/// What the breaker lets through from now until `done`, one after the other.
 async fn watch_breaker(sidecar: &Sidecar, done: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<String> {
-    let mut seen: Vec<String> = Vec::new();
+    let mut seen: Vec<String> = vec![look_at_breaker(sidecar).await?];
     let mut done = std::pin::pin!(done);
-    loop {
+    let mut is_done = false;
+    while !is_done {
         tokio::select! {
             ended = &mut done => {
                 ended?;
-                break;
+                is_done = true;
             }
             () = tokio::time::sleep(Duration::from_millis(2)) => {}
         }
-        let found = ops_get(sidecar, "/admin/v1/breakers").await?;
-        let now = shown_breaker(&found["items"][0]);
+        let now = look_at_breaker(sidecar).await?;
         if !seen.contains(&now) {
             seen.push(now);
         }
@@ -224,9 +228,25 @@ async fn watch_breaker(sidecar: &Sidecar, done: impl Future<Output = anyhow::Res
     Ok(seen.join(", then "))
 }
 
+/// Waits until the sidecar knows that Redis is away.
+async fn until_held(sidecar: &Sidecar) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    while look_at_breaker(sidecar).await? != PROBES_ONLY {
+        ensure!(begun.elapsed() < TIMEOUT, "the sidecar does not notice that Redis is away");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+const PROBES_ONLY: &str = "probes only";
+
+async fn look_at_breaker(sidecar: &Sidecar) -> anyhow::Result<String> {
+    Ok(shown_breaker(&ops_get(sidecar, "/admin/v1/breakers").await?["items"][0]))
+}
+
 fn shown_breaker(breaker: &Value) -> String {
     match text(&breaker["state"]) {
-        "open" => "probes only".to_owned(),
+        "open" => PROBES_ONLY.to_owned(),
         "half_open" => "one small batch".to_owned(),
         "ramp" if breaker["limit_batches"] == 1 => "1 batch at a time".to_owned(),
         "ramp" => format!("{} batches at a time", breaker["limit_batches"]),
