@@ -40,7 +40,7 @@ bench: setup ## Measure it beside what it is compared with
 
 soak: setup ## Crash journal and consumer a million times, the whole for ten minutes, and compare 250 rounds with the model
 	REDRIVE_CRASH_CASES=1000000 cargo test --locked --profile quick --lib log:: -- --nocapture
-	REDRIVE_REPLAY_CASES=1000000 REDRIVE_TIMING_CASES=1000000 cargo test --locked --profile quick --lib consumer::
+	REDRIVE_REPLAY_CASES=1000000 REDRIVE_TIMING_CASES=1000000 REDRIVE_COALESCE_CASES=1000000 cargo test --locked --profile quick --lib consumer::
 	CHAOS_SECONDS=600 cargo test --locked --profile quick --test it chaos -- --nocapture
 	cargo test --locked --profile quick --test it faults_are_in_no_release
 	AMBIGUITY_ROUNDS=250 cargo test --locked --test it ambiguity -- --nocapture

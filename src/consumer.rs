@@ -26,6 +26,7 @@ use crate::{
 };
 
 mod checkpoint;
+mod coalesce;
 mod entry;
 mod letter;
 #[cfg(test)]
@@ -36,6 +37,7 @@ mod rows;
 mod schedule;
 mod seen;
 mod timing;
+mod units;
 mod window;
 mod windows;
 mod worker;

@@ -100,6 +100,8 @@ pub struct Worker {
     connections: usize,
     budget: Arc<Budget>,
     boot_id: [u8; 16],
+    /// Of the second hash of keys.
+    hash_seed: u64,
     revoke_bound: Duration,
     checkpoint_interval: Duration,
     max_state_bytes: usize,
@@ -254,6 +256,7 @@ impl Worker {
             connections: parts.connections,
             budget: parts.budget,
             boot_id: parts.boot_id,
+            hash_seed: fastrand::u64(..),
             revoke_bound: parts.revoke_bound,
             checkpoint_interval: checkpointing.interval,
             max_state_bytes: checkpointing.max_state_bytes,
@@ -346,7 +349,7 @@ impl Worker {
             window.schedule.wake(now);
         }
         if !self.stopping {
-            self.read();
+            self.read(now);
             self.send(now);
         }
         self.give_up_revoked(now);
@@ -374,6 +377,7 @@ impl Worker {
             if let Some(leaving) = &window.leaving {
                 wake_at = wake_at.min(leaving.until);
             }
+            wake_at = window.catches_up_until().map_or(wake_at, |at| at.min(wake_at));
         }
         // The age of the oldest task grows by itself.
         if self.gauges_stale || self.has_work() {

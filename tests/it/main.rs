@@ -6,6 +6,7 @@ mod ambiguity;
 mod architecture;
 mod at_rest;
 mod chaos;
+mod coalescing;
 mod dead_letters;
 mod demo;
 mod disk;

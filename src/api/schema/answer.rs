@@ -62,6 +62,11 @@ pub(in crate::api) struct TaskStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, value_type = Option<String>)]
     pub outcome: Option<&'static str>,
+    /// Of a superseded task: the id of the later task that has replaced what it writes, so that it need not run. Absent
+    /// where that is not remembered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub superseded_by: Option<String>,
     /// Executions that counted so far.
     pub attempts: u32,
     /// When the task was accepted.

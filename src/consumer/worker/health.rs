@@ -77,6 +77,11 @@ impl Worker {
         }
     }
 
+    /// Whether less is sent than could be: then more is read, since what a later write replaces need not be sent.
+    pub(super) fn is_held_back(&self) -> bool {
+        !matches!(self.breaker.state(), BreakerState::Closed)
+    }
+
     pub(super) fn note_target_return(&mut self) {
         if let Some(since) = self.held_since.take() {
             let seconds = (Timestamp::now().as_millisecond() - since.as_millisecond()) as f64 / 1000.0;

@@ -125,6 +125,7 @@ impl Worker {
                 self.metrics.retry_count.inc();
                 window.schedule.postpone(sent.node, now + after);
                 window.note(sent.unit.task);
+                window.reconsider(sent.node);
             }
             Verdict::Suspect { after, strikes } => {
                 let entry = window.entry_mut(sent.unit.task);
@@ -213,6 +214,7 @@ impl Worker {
         let window = &mut self.windows[sent.window];
         window.entry_mut(sent.unit.task).note_failure(failure, today);
         window.schedule.put_back(sent.node);
+        window.reconsider(sent.node);
     }
 
     /// The command was refused: this may be the task's fault or the target's.

@@ -1,17 +1,16 @@
 //! Taking records into windows: what a record says, and what an earlier process had done of it.
 
+use std::time::Instant;
+
 use jiff::Timestamp;
 
 use super::{Event, PAUSE, Worker};
 use crate::{
-    commands::Class,
     consumer::{
-        checkpoint::UnitEnd,
-        entry::{End, Entry, Letter, Unit, UnitRef, remembered_failure},
+        entry::{Entry, Letter},
         prepared::Prepared,
-        rows::ReplayKind,
-        schedule::{Keys, UnitId},
         timing::Due,
+        units,
         windows::WindowId,
     },
     log::{Entry as LogEntry, Partition, ReadError, Reader},
@@ -21,9 +20,18 @@ use crate::{
 };
 
 impl Worker {
-    pub(super) fn read(&mut self) {
+    pub(super) fn read(&mut self, now: Instant) {
+        let ahead = self.is_held_back();
         for (id, window) in self.windows.iter_mut() {
-            if let Some(max_bytes) = window.room()
+            if window.catches_up_until().is_some_and(|until| until <= now) {
+                tracing::warn!(
+                    partition = %window.partition,
+                    "Not all that was read of {} before was read again in time: a write that a later one has replaced may be made before that one is made again",
+                    window.partition
+                );
+                window.stop_catching_up();
+            }
+            if let Some(max_bytes) = window.room(ahead)
                 && let Some(mut reader) = window.reader.take()
             {
                 let gate = window.gate.clone();
@@ -102,7 +110,13 @@ impl Worker {
     fn admit_envelope(&mut self, number: WindowId, offset: u64, mut envelope: Envelope, now: Timestamp) {
         let Some(earlier) = self.windows[number].earlier(offset) else {
             self.remember(&envelope);
-            self.settled.push(Settled { identity: envelope.identity, outcome: None, attempts: 0, last_error: None });
+            self.settled.push(Settled {
+                identity: envelope.identity,
+                outcome: None,
+                attempts: 0,
+                last_error: None,
+                superseded_by: None,
+            });
             return;
         };
         if self.is_duplicate(&envelope, now) {
@@ -121,74 +135,24 @@ impl Worker {
             }
             Err(refusal) => return self.refuse(number, offset, envelope, &refusal),
         };
-        let ordering_key =
-            task.ordering_key.as_ref().map(|key| xxhash_rust::xxh3::xxh3_64_with_seed(key.as_bytes(), 1));
         let due = Due::of(&task, envelope.accepted_at, envelope.late);
-        let units: Vec<(Keys, bool, ReplayKind)> = task
-            .operation
-            .units()
-            .enumerate()
-            .map(|(place, unit)| {
-                let hashes = unit.keys.iter().map(|key| xxhash_rust::xxh3::xxh3_64(key.bytes));
-                // A unit whose keys are not known stays a barrier: the ordering key adds an order and removes none.
-                let ordering_key = ordering_key.filter(|_| !unit.is_barrier());
-                let keys = Keys::new(hashes.chain(ordering_key));
-                (keys, task.idempotent || unit.class == Class::Idempotent, ReplayKind::of(&task, place, &unit, &due))
-            })
-            .collect();
+        let units = units::of_task(&task, &due, self.hash_seed);
         let entry = Entry {
             offset,
             max_retries: task.max_retries.or(envelope.max_retries).unwrap_or(self.policy.max_retries),
-            units: Vec::with_capacity(units.len()),
+            units: Vec::new(),
             open: 0,
-            keys: units.iter().map(|(keys, ..)| keys.len()).sum(),
+            keys: units.iter().map(|unit| unit.keys.len()).sum(),
             trouble: None,
             letter: Letter::None,
             may_have_run: self.windows[number].may_have_run(&envelope),
+            superseded_by: None,
             prepared: if envelope.late.is_none() { Prepared::of(&task, &value, envelope.accepted_at) } else { None },
             envelope,
         };
         let window = &mut self.windows[number];
-        let slot = window.insert(entry, units.len());
-        for (place, (keys, idempotent, kind)) in units.into_iter().enumerate() {
-            let end = match earlier.units.get(place) {
-                Some(UnitEnd::Settled(outcome)) => Some(End::Settled(*outcome)),
-                Some(UnitEnd::Dead { code, reason }) => {
-                    let (failure, reason) = remembered_failure(code, reason);
-                    window.entry_mut(slot).note_death(place as u32, &failure, reason, now);
-                    Some(End::Dead)
-                }
-                Some(UnitEnd::Unfinished) | None => None,
-            };
-            let attempts =
-                earlier.attempts.iter().find(|(unit, _)| *unit as usize == place).map_or(0, |(_, attempts)| *attempts);
-            let reference = UnitRef { task: slot, unit: place as u32 };
-            let node = match end {
-                None => window.schedule.insert(keys, reference),
-                Some(_) => UnitId::NONE,
-            };
-            let entry = window.entry_mut(slot);
-            entry.open += usize::from(end.is_none());
-            entry.units.push(Unit {
-                node,
-                idempotent,
-                kind,
-                attempts,
-                strikes: 0,
-                suspect: false,
-                refused: false,
-                parked: false,
-                end,
-            });
-        }
-        if !earlier.units.is_empty() || !earlier.attempts.is_empty() {
-            window.note(slot);
-        }
-        let entry = window.entry_mut(slot);
-        if entry.is_dead() {
-            // Written by the last process, which may have ended before it could say how the other units did.
-            entry.letter = Letter::Written { outdated: true };
-        }
+        let slot = window.take_in(entry, units, &earlier, now);
+        let entry = window.entry(slot);
         if entry.open == 0 {
             self.finish(number, slot, now);
         }
@@ -310,5 +274,6 @@ fn without_units(offset: u64, envelope: Envelope) -> Entry {
         trouble: None,
         letter: Letter::None,
         may_have_run: false,
+        superseded_by: None,
     }
 }

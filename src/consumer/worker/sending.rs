@@ -178,7 +178,9 @@ impl Worker {
         let entry = window.entry(unit.task);
         let state = &entry.units[unit.unit as usize];
         let may_run = window.rows.may_run(window.schedule.keys(node), state.kind);
-        if !may_run && !faults::planted("no-wait-for-checkpoint") {
+        let lacks_word = window.lacks_word(node, entry.offset);
+        if (!may_run || lacks_word) && !faults::planted("no-wait-for-checkpoint") {
+            window.word_wanted |= lacks_word;
             return window.schedule.wait_for_checkpoint(node);
         }
         let refused = state.refused;
@@ -200,7 +202,15 @@ impl Worker {
         };
         let sending = match plan {
             Plan::Send(sending) => sending,
-            Plan::Settle(outcome) => return self.end_unit(number, node, unit, outcome, draft.today),
+            Plan::Settle(outcome) => {
+                if entry.units.len() > 1 {
+                    // After a crash nobody knows whether what stands before it in its pipeline was sent, and it is: to
+                    // remove that.
+                    let (offset, kind) = (entry.offset, state.kind);
+                    self.windows[number].note_run(node, kind, offset);
+                }
+                return self.end_unit(number, node, unit, outcome, draft.today);
+            }
         };
         let (command, outcome) = (sending.command, sending.outcome);
         match self.holds.may_send(command, draft.now) {

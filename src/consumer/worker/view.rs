@@ -112,7 +112,7 @@ impl Worker {
                 Some(UnitState::Running) => return (WaitState::InFlight, None),
                 Some(UnitState::Backoff(_)) if unit.refused => state = (WaitState::Held, None),
                 Some(UnitState::Backoff(until)) => state = (WaitState::Backoff, Some(until)),
-                Some(UnitState::Ready | UnitState::Blocked | UnitState::Waiting) | None => {}
+                Some(UnitState::Ready | UnitState::Blocked | UnitState::Waiting | UnitState::Covered) | None => {}
             }
         }
         if state.0 == WaitState::Ready && matches!(self.breaker.state(), BreakerState::Open { .. }) {
