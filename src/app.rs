@@ -15,24 +15,27 @@ use std::{
     time::{Duration, Instant},
 };
 
+use self::earlier::Earlier;
 use crate::{
     api::{self, Bound, Hosts, Listen, Server},
     config::{self, Config, Lua, Role, TokenError},
     consumer::{self, Consumer, Panicked},
     dead_letters::DeadLetters,
     log::{
-        Log, ReadError, TableError,
+        Depth, Log, ReadError, TableError,
         journal::{JournalConfig, JournalLog, JournalStats, OpenError, disk::RealDisk},
         kafka::{self, KafkaLog},
         spool::{self, Spool},
     },
-    queue::Queues,
+    queue::{Envelope, Queues},
     retry::Policy,
     shutdown::Shutdown,
-    target::{self, Target},
+    target::{self, Target, limiter::Limits},
     task::{self, LuaPolicy, Rules},
-    telemetry::metrics::Metrics,
+    telemetry::metrics::{IntCounter, Metrics},
 };
+
+mod earlier;
 
 /// How long what is under way may take once its partition goes to another process: longer than any answer of a target
 /// that is well, and much shorter than a group waits.
@@ -49,7 +52,8 @@ pub enum AppError {
     )]
     LeftForKafka { left: u64, dir: PathBuf },
     #[error(
-        "{left} tasks in {} were stored there before `kafka.brokers` was set: start without it until they are made",
+        "{left} tasks in {} were stored there before `kafka.brokers` was set, and a gateway makes none: start it once \
+         with `role = \"all\"`",
         dir.display()
     )]
     LeftInJournal { left: u64, dir: PathBuf },
@@ -95,6 +99,9 @@ struct Storage {
     stats: Arc<JournalStats>,
     /// In front of Kafka.
     spool: Option<Arc<Spool>>,
+    kafka: Option<Arc<KafkaLog>>,
+    /// The journal of before there was Kafka.
+    earlier: Option<Earlier>,
 }
 
 impl Storage {
@@ -106,21 +113,30 @@ impl Storage {
             }
             let journal = JournalLog::open(journal_config(config), Arc::new(RealDisk))?;
             let stats = journal.stats();
-            return Ok(Self { log: Arc::new(journal), stats, spool: None });
+            return Ok(Self { log: Arc::new(journal), stats, spool: None, kafka: None, earlier: None });
         };
-        let left = left_in(journal_config(config))?;
-        if left > 0 {
+        let earlier = Earlier::open(config)?;
+        let left = earlier.as_ref().map_or(0, Earlier::left);
+        if left > 0 && config.role == Role::Gateway {
             return Err(AppError::LeftInJournal { left, dir: config.data_dir.clone() });
         }
-        let identities = config.targets.iter().map(|target| (target.name.as_str().into(), target.url.server().into()));
-        let remote = KafkaLog::open(kafka_config(kafka), identities.collect())?;
+        let identity = |target: &config::Target| target.identity.clone().unwrap_or_else(|| target.url.server());
+        let identities = config.targets.iter().map(|target| (target.name.as_str().into(), identity(target).into()));
+        let remote = Arc::new(KafkaLog::open(kafka_config(config, kafka), identities.collect())?);
         let mode = if kafka.local_first { spool::Mode::Always } else { spool::Mode::WhenAway };
         let mut settings = spool::Config::new(mode, kafka.produce_timeout);
         settings.max_record_bytes = kafka::config::Config::default().max_record_bytes;
         settings.close_within = config.shutdown.grace / 2;
+        settings.accepted_at = |record| Some(Envelope::decode(record).ok()?.accepted_at.as_millisecond());
         let journal = JournalConfig { dir: spool_dir(config), ..journal_config(config) };
-        let spool = Arc::new(Spool::open(Arc::new(remote), journal, Arc::new(RealDisk), settings)?);
-        Ok(Self { log: spool.clone(), stats: spool.stats(), spool: Some(spool) })
+        let spool = Arc::new(Spool::open(remote.clone(), journal, Arc::new(RealDisk), settings)?);
+        Ok(Self { log: spool.clone(), stats: spool.stats(), spool: Some(spool), kafka: Some(remote), earlier })
+    }
+
+    fn reads(&self) -> Reads {
+        let Self { log, stats, spool, kafka, earlier } = self;
+        let earlier = earlier.as_ref().map(Earlier::journal);
+        Reads { log: log.clone(), stats: stats.clone(), spool: spool.clone(), kafka: kafka.clone(), earlier }
     }
 
     /// What is on this disk still, as the end of a log line; empty: nothing.
@@ -140,13 +156,16 @@ impl App {
         let token = config.admin.read_token()?;
         let boot_id = new_boot_id();
         let targets = if config.role == Role::Gateway { Vec::new() } else { targets(config, boot_id)? };
-        let storage = Storage::open(config)?;
+        let mut storage = Storage::open(config)?;
         let log = storage.log.clone();
         let metrics = Metrics::new(&api::ProblemType::slugs());
         metrics.refresh_with({
-            let (log, stats) = (log.clone(), storage.stats.clone());
-            move |metrics| refresh(&*log, &stats, metrics)
+            let (reads, is_gateway) = (storage.reads(), config.role == Role::Gateway);
+            move |metrics| reads.refresh(is_gateway, metrics)
         });
+        if storage.kafka.is_some() {
+            metrics.know_warnings(kafka::admin::FindingCode::ALL.map(kafka::admin::FindingCode::as_str));
+        }
         let queues = Queues::new(log.clone(), metrics.clone());
         queues.refill()?;
         let dead_letters = DeadLetters::open(&log)?;
@@ -164,10 +183,21 @@ impl App {
         )
         .map_err(AppError::Thread)?;
 
+        let mut handle = consumer.handle();
+        if let Some(earlier) = storage.earlier.as_mut().filter(|_| config.role != Role::Gateway) {
+            let shared = earlier::Shared {
+                queues: queues.clone(),
+                dead_letters: dead_letters.clone(),
+                rules: rules.clone(),
+                metrics: metrics.clone(),
+            };
+            handle = handle.beside(&earlier.begin(config, shared)?);
+        }
+
         let api_config = api_config(config, token);
         let data_plane = Server::bind(&api_config.listen, api_config.connections)?;
         let ops_plane = Server::bind(&[Listen::Tcp(api_config.ops_listen)], api_config.connections)?;
-        let state = api::State::new(queues, consumer.handle(), dead_letters, metrics, rules, api_config);
+        let state = api::State::new(queues, handle, dead_letters, metrics, rules, api_config);
         state.readiness.set_started();
         for bound in data_plane.bound() {
             tracing::info!(listen = %bound, "Taking tasks on {bound} after {} ms", started.elapsed().as_millis());
@@ -193,7 +223,7 @@ impl App {
     /// # Errors
     ///
     /// When the process had to end: its log failed, or a worker panicked.
-    pub async fn run(self, shutdown: Shutdown) -> Result<(), AppError> {
+    pub async fn run(mut self, shutdown: Shutdown) -> Result<(), AppError> {
         let closing = Shutdown::new();
         let hosts = |server: &Server| Hosts::new(&server.bound(), &self.state.config.allowed_hosts);
         let data = api::data_plane(&self.state, hosts(&self.data_plane));
@@ -207,18 +237,26 @@ impl App {
         tokio::select! {
             () = shutdown.begun() => {}
             reason = self.storage.log.failed() => return Err(AppError::LogFailed(reason)),
+            reason = Earlier::failed(self.storage.earlier.as_mut()) => return Err(AppError::LogFailed(reason)),
             () = self.consumer.ended() => {
                 tracing::error!("The consumer has ended; stopping, so that a restart can repair it");
             }
         }
         let begun = Instant::now();
+        let earlier = self.storage.earlier.as_ref().map(Earlier::journal);
         self.state.readiness.set_draining();
         closing.begin();
         let stop = async {
             let _ = data.await;
-            let consumer = self.consumer.stop().await;
+            let stopping_earlier = async {
+                match self.storage.earlier.take() {
+                    Some(earlier) => earlier.stop().await,
+                    None => Ok(()),
+                }
+            };
+            let (consumer, earlier) = tokio::join!(self.consumer.stop(), stopping_earlier);
             self.storage.log.close().await;
-            consumer
+            consumer.and(earlier)
         };
         let stopped = tokio::time::timeout(self.grace, stop).await;
         ops_closing.begin();
@@ -231,10 +269,21 @@ impl App {
             ),
         }
         let (took, left) = (begun.elapsed().as_millis(), self.storage.left());
-        if left.is_empty() {
-            tracing::info!("Stopped after {took} ms");
-        } else {
-            tracing::warn!("Stopped after {took} ms. Not in Kafka yet, to be forwarded after the next start: {left}");
+        let unmade = earlier.map_or(0, |journal| journal.depth().iter().map(Depth::lag).sum());
+        match (left.is_empty(), unmade) {
+            (true, 0) => tracing::info!("Stopped after {took} ms"),
+            (true, _) => tracing::warn!(
+                "Stopped after {took} ms. To be made after the next start: {unmade} tasks of before Kafka was set"
+            ),
+            (false, 0) => {
+                tracing::warn!(
+                    "Stopped after {took} ms. Not in Kafka yet, to be forwarded after the next start: {left}"
+                );
+            }
+            (false, _) => tracing::warn!(
+                "Stopped after {took} ms. Not in Kafka yet, to be forwarded after the next start: {left}; and to be made \
+                 then: {unmade} tasks of before Kafka was set"
+            ),
         }
         Ok(())
     }
@@ -265,6 +314,13 @@ pub(crate) fn targets(config: &Config, boot_id: [u8; 16]) -> Result<Vec<Target>,
     config.targets.iter().map(target).collect()
 }
 
+/// What about the topics of the configuration breaks a promise, or will; nothing where there is no Kafka.
+pub(crate) async fn inspect_kafka(config: &Config) -> Result<Vec<kafka::admin::Finding>, kafka::OpenError> {
+    let Some(kafka) = &config.kafka else { return Ok(Vec::new()) };
+    let targets = config.targets.iter().map(|target| target.name.as_str().into());
+    Ok(kafka::inspect(kafka_config(config, kafka), targets).await?)
+}
+
 fn journal_config(config: &Config) -> JournalConfig {
     JournalConfig {
         max_bytes: config.journal.max_bytes,
@@ -286,11 +342,11 @@ fn left_in(journal: JournalConfig) -> Result<u64, AppError> {
         return Ok(0);
     }
     let journal = JournalLog::open(journal, Arc::new(RealDisk))?;
-    Ok(journal.depth().iter().map(|depth| depth.end.saturating_sub(depth.finished)).sum())
+    Ok(journal.depth().iter().map(Depth::lag).sum())
 }
 
-fn kafka_config(kafka: &config::Kafka) -> kafka::config::Config {
-    use kafka::config::{Mechanism, Sasl, Tls};
+fn kafka_config(config: &Config, kafka: &config::Kafka) -> kafka::config::Config {
+    use kafka::config::{Beginning, Mechanism, Sasl, Tls};
     kafka::config::Config {
         brokers: kafka.brokers.clone(),
         topic: kafka.topic.as_str().into(),
@@ -306,6 +362,13 @@ fn kafka_config(kafka: &config::Kafka) -> kafka::config::Config {
         replication: kafka.replication,
         min_insync: kafka.min_insync,
         retention: kafka.retention,
+        stuck_after: (2 * kafka.session_timeout).max(Duration::from_secs(10)),
+        marker_life: config.once.marker_ttl,
+        beginning: match &*kafka.no_checkpoint {
+            "earliest" => Beginning::Earliest,
+            "latest" => Beginning::Latest,
+            _ => Beginning::Hold,
+        },
         tls: kafka.tls.as_ref().map(|tls| Tls {
             ca_file: tls.ca_file.clone(),
             cert_file: tls.cert_file.clone(),
@@ -352,10 +415,15 @@ fn consumer_config(config: &Config, boot_id: [u8; 16]) -> consumer::Config {
             cap: retry.cap,
         },
         outage_probe_cap: retry.outage_probe_cap,
-        connections: config.redis.connections,
+        limits: Limits {
+            max_batches: config.redis.connections,
+            max_rate: config.redis.max_rate,
+            adaptive: config.redis.adaptive,
+        },
         boot_id,
         marker_ttl: config.once.marker_ttl,
         revoke_bound: config.kafka.as_ref().map_or(REVOKE_BOUND, |kafka| REVOKE_BOUND.min(kafka.rebalance_timeout / 3)),
+        is_beside: false,
     }
 }
 
@@ -382,11 +450,40 @@ fn api_config(config: &Config, token: Option<config::Token>) -> api::Config {
     }
 }
 
-/// Brings those gauges up to date that are read off, not counted.
-fn refresh(log: &dyn Log, stats: &JournalStats, metrics: &Metrics) {
-    let unfinished: u64 = log.depth().iter().map(|depth| depth.end.saturating_sub(depth.finished)).sum();
-    metrics.consumer_lag.set(i64::try_from(unfinished).unwrap_or(i64::MAX));
-    metrics.journal_bytes.set(i64::try_from(stats.disk_bytes()).unwrap_or(i64::MAX));
-    let damaged = stats.damaged_records();
-    metrics.journal_damaged_records.inc_by(damaged.saturating_sub(metrics.journal_damaged_records.get()));
+/// What gauges are read off.
+struct Reads {
+    log: Arc<dyn Log>,
+    stats: Arc<JournalStats>,
+    spool: Option<Arc<Spool>>,
+    kafka: Option<Arc<KafkaLog>>,
+    earlier: Option<Arc<JournalLog>>,
+}
+
+impl Reads {
+    /// Brings those metrics up to date that are read off, not counted here.
+    fn refresh(&self, is_gateway: bool, metrics: &Metrics) {
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let counted = |counter: &IntCounter, value: u64| counter.inc_by(value.saturating_sub(counter.get()));
+        // What nobody works on is everybody's: somebody must see that it grows.
+        let depth = self.log.depth();
+        let ours = depth.iter().filter(|depth| is_gateway || !depth.is_elsewhere());
+        let earlier = self.earlier.as_ref().map_or(Vec::new(), |journal| journal.depth());
+        metrics.consumer_lag.set(gauge(ours.chain(&earlier).map(Depth::lag).sum()));
+        metrics.journal_bytes.set(gauge(self.stats.disk_bytes()));
+        counted(&metrics.journal_damaged_records, self.stats.damaged_records());
+        if let Some(spool) = &self.spool {
+            let spooled = spool.spooled();
+            metrics.spool_records.set(gauge(spooled.iter().map(|spooled| spooled.records).sum()));
+            metrics.spool_bytes.set(gauge(spooled.iter().map(|spooled| spooled.bytes).sum()));
+            let oldest = spooled.iter().filter_map(|spooled| spooled.oldest_ms).min();
+            let age = oldest.map_or(0, |oldest| (jiff::Timestamp::now().as_millisecond() - oldest).max(0));
+            metrics.spool_oldest_age.set(age as f64 / 1000.0);
+            counted(&metrics.spool_forwarded, spool.forwarded());
+        }
+        if let Some(kafka) = &self.kafka {
+            counted(&metrics.kafka_lost_records, kafka.lost_records());
+            counted(&metrics.kafka_unreadable_batches, kafka.unreadable_batches());
+            kafka.findings().iter().for_each(|found| metrics.warn(found.code.as_str()));
+        }
+    }
 }

@@ -128,6 +128,8 @@ pub struct CommandSpec {
     class: Class,
     overwrite: Overwrite,
     ttl_effect: TtlEffect,
+    /// Whether a server refuses it when its memory is full. Where only some subcommands need more, all count as if.
+    pub needs_memory: bool,
     /// Checks the options and says what they change in the row's effects.
     options: Option<options::Check>,
 }

@@ -25,12 +25,12 @@ pub use kind::{Kind, Raw, parse_duration, parse_size, show_duration, show_size};
 pub use problem::{ConfigError, Problem};
 pub use secret::{RedisUrl, Token, masked_url};
 pub use setting::{SETTINGS, Setting};
-pub use source::{CONFIG_ENV, Given, Origin, Sources, target_setting};
+pub use source::{CONFIG_ENV, Given, Origin, Sources, identity_setting, target_setting};
 
 use kind::Value;
 use rule::{GivenRule, show_rule};
 use setting::setting;
-use source::target_name;
+use source::{identified_target, of_target, target_name};
 
 /// What is configured, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,6 +88,10 @@ pub struct Ops {
 pub struct Redis {
     pub own_prefix: String,
     pub connections: usize,
+    /// Units per second and target; 0: no limit.
+    pub max_rate: u32,
+    /// Whether what is sent follows what a target takes.
+    pub adaptive: bool,
     pub connect_timeout: Duration,
     /// Without what is added for the size of what was sent.
     pub response_timeout: Duration,
@@ -100,6 +104,8 @@ pub struct Target {
     /// Letters, digits, `-` and `_`, at most 64 of them.
     pub name: String,
     pub url: RedisUrl,
+    /// What sidecars of a group compare in place of the server's address.
+    pub identity: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,6 +157,8 @@ pub struct Kafka {
     pub heartbeat_interval: Duration,
     pub rebalance_timeout: Duration,
     pub metadata_refresh: Duration,
+    /// `hold`, `earliest` or `latest`.
+    pub no_checkpoint: String,
     pub tls: Option<KafkaTls>,
     pub sasl: Option<KafkaSasl>,
 }
@@ -304,7 +312,11 @@ pub enum TokenError {
 }
 
 fn kind_of(name: &str) -> Kind {
-    if target_name(name).is_some() { Kind::RedisUrl } else { setting(name).kind }
+    match (target_name(name), identified_target(name)) {
+        (Some(_), _) => Kind::RedisUrl,
+        (None, Some(_)) => Kind::OptionalText,
+        (None, None) => setting(name).kind,
+    }
 }
 
 /// The values read so far: the strongest right one of each setting, and the problems of all.
@@ -326,7 +338,7 @@ impl Reading {
     }
 
     fn take(&mut self, given: Given) {
-        if let Some(target) = target_name(&given.name)
+        if let Some(target) = of_target(&given.name)
             && let Err(expected) = check_target_name(target)
         {
             return self.refuse(&given, format!("the name {target}"), expected);
@@ -362,6 +374,8 @@ impl Reading {
             redis: Redis {
                 own_prefix: self.text("redis.own_prefix"),
                 connections: self.number("redis.connections"),
+                max_rate: self.number("redis.max_rate"),
+                adaptive: self.flag("redis.adaptive"),
                 connect_timeout: self.duration("redis.connect_timeout"),
                 response_timeout: self.duration("redis.response_timeout"),
                 probe_timeout: self.duration("redis.probe_timeout"),
@@ -433,6 +447,7 @@ impl Reading {
             heartbeat_interval: self.duration("kafka.heartbeat_interval"),
             rebalance_timeout: self.duration("kafka.rebalance_timeout"),
             metadata_refresh: self.duration("kafka.metadata_refresh"),
+            no_checkpoint: self.text("kafka.no_checkpoint"),
             tls: has_tls.then_some(KafkaTls { ca_file, cert_file, key_file }),
             sasl: (!mechanism.is_empty()).then(|| KafkaSasl {
                 mechanism,
@@ -475,6 +490,16 @@ impl Reading {
             ("admission.max_inflight_bytes", admission.max_inflight_bytes),
         );
         self.check_kafka(config);
+        let identified = self.taken.iter().filter_map(|(name, (given, _))| Some((identified_target(name)?, given)));
+        let strays = identified.filter(|(name, _)| config.targets.iter().all(|target| target.name != *name));
+        let missing = |(name, given): (&str, &Given)| Problem::Invalid {
+            origin: given.origin.clone(),
+            name: given.name.clone(),
+            given: format!("the identity of `{name}`"),
+            expected: format!("one of a target: `{}` is missing", target_setting(name)),
+        };
+        let strays: Vec<Problem> = strays.map(missing).collect();
+        self.problems.extend(strays);
         self.demand(!self.taken.contains_key("targets.default.url"), &["targets.default.url"], || {
             "the target `default` is `redis.url`; give this one another name".into()
         });
@@ -554,11 +579,17 @@ impl Reading {
 
     fn targets(&self) -> Vec<Target> {
         let others = self.taken.iter().filter_map(|(name, (_, value))| match (target_name(name), value) {
-            (Some(target), Value::RedisUrl(url)) => Some(Target { name: target.into(), url: url.clone() }),
+            (Some(target), Value::RedisUrl(url)) => Some((target, url.clone())),
             _ => None,
         });
-        let default = Target { name: "default".into(), url: self.redis_url("redis.url") };
-        std::iter::once(default).chain(others).collect()
+        let target = |(name, url): (&str, RedisUrl)| {
+            let identity = match self.taken.get(&identity_setting(name)) {
+                Some((_, Value::Text(identity))) => Some(identity.clone()).filter(|identity| !identity.is_empty()),
+                _ => None,
+            };
+            Target { name: name.into(), url, identity }
+        };
+        std::iter::once(("default", self.redis_url("redis.url"))).chain(others).map(target).collect()
     }
 
     fn number<N: TryFrom<u64>>(&self, name: &str) -> N {

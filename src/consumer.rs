@@ -20,12 +20,13 @@ use crate::{
     log::{Log, QueueName},
     queue::Queues,
     retry::Policy,
-    target::{FindingCode, Target},
+    target::{FindingCode, Target, limiter::Limits},
     task::{Lane, Rules, TaskId},
     telemetry::metrics::Metrics,
 };
 
 mod checkpoint;
+mod coalesce;
 mod entry;
 mod letter;
 #[cfg(test)]
@@ -36,6 +37,8 @@ mod rows;
 mod schedule;
 mod seen;
 mod timing;
+mod turns;
+mod units;
 mod window;
 mod windows;
 mod worker;
@@ -48,8 +51,8 @@ pub struct Config {
     pub policy: Policy,
     /// The longest time between two probes of a target that is down.
     pub outage_probe_cap: Duration,
-    /// Connections of each target that batches go over.
-    pub connections: usize,
+    /// How much is sent to each target at a time, and how fast.
+    pub limits: Limits,
     /// Names this process in checkpoints and on the targets.
     pub boot_id: [u8; 16],
     /// How long the markers of what ran once live.
@@ -57,6 +60,8 @@ pub struct Config {
     /// How long what is under way may take once its partition is to be given up, or the process stops; the last checkpoint
     /// comes after that. Together they must be shorter than the log waits.
     pub revoke_bound: Duration,
+    /// Works beside another consumer of the same targets, which shows how they are.
+    pub is_beside: bool,
 }
 
 /// A partition's last checkpoint is not waited for any longer than this.
@@ -106,7 +111,10 @@ impl Consumer {
             workers.push((
                 name,
                 worker::Parts {
-                    metrics: metrics.target(target.name()),
+                    metrics: match config.is_beside {
+                        true => metrics.target(target.name()).without_gauges(),
+                        false => metrics.target(target.name()),
+                    },
                     target,
                     log: log.clone(),
                     queues: queues.clone(),
@@ -114,7 +122,7 @@ impl Consumer {
                     rules: rules.clone(),
                     policy: config.policy,
                     probe_cap: config.outage_probe_cap,
-                    connections: config.connections,
+                    limits: config.limits,
                     budget: budget.clone(),
                     boot_id: config.boot_id,
                     revoke_bound: config.revoke_bound,
@@ -132,7 +140,7 @@ impl Consumer {
             let _ended = all_ended.drop_guard();
             drive(runtime, run(workers, told))
         })?;
-        Ok(Self { handle: Handle { questions }, stop, ended, thread })
+        Ok(Self { handle: Handle { questions, beside: Vec::new() }, stop, ended, thread })
     }
 
     pub fn handle(&self) -> Handle {
@@ -185,11 +193,14 @@ async fn run(workers: Vec<(Arc<str>, worker::Parts)>, stop: CancellationToken) -
 #[derive(Clone)]
 pub struct Handle {
     questions: Vec<mpsc::Sender<Question>>,
+    /// Asked for tasks only.
+    beside: Vec<mpsc::Sender<Question>>,
 }
 
 pub(crate) enum Question {
     Find(TaskId, oneshot::Sender<Option<Waiting>>),
     Overview(oneshot::Sender<TargetOverview>),
+    Breaker(oneshot::Sender<BreakerOverview>),
 }
 
 /// A task in a window: not settled yet, and why.
@@ -242,7 +253,7 @@ pub struct TargetOverview {
     pub target: String,
     /// Without user name and password.
     pub url: String,
-    /// `closed`, `open` or `half_open`.
+    /// `closed`, `open`, `half_open` or `ramp`.
     pub breaker: &'static str,
     /// While the breaker is open: since when, and by what.
     pub held_since: Option<Timestamp>,
@@ -260,6 +271,33 @@ pub struct TargetOverview {
     pub partitions: Vec<PartitionOverview>,
 }
 
+/// Whether a target is used, how much and how fast.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BreakerOverview {
+    pub target: String,
+    /// `closed`, `open`, `half_open` or `ramp`.
+    pub state: &'static str,
+    /// What opened it, until it is closed again: a code and what it means.
+    pub reason: Option<(String, String)>,
+    /// When it came to this state.
+    pub since: Timestamp,
+    pub next_probe_at: Option<Timestamp>,
+    pub held: u64,
+    /// Under way now.
+    pub batches: usize,
+    pub limit_batches: usize,
+    /// The most units that the next batch has.
+    pub batch_units: usize,
+    /// Units sent in the last second.
+    pub rate: f64,
+    /// Units per second that may be sent now; none: no limit.
+    pub rate_limit: Option<f64>,
+    /// Until when less is sent because the server was started again.
+    pub spared_until: Option<Timestamp>,
+    pub ping: Option<Duration>,
+    pub ping_baseline: Option<Duration>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartitionOverview {
     pub lane: &'static str,
@@ -267,36 +305,61 @@ pub struct PartitionOverview {
     pub watermark: u64,
     /// Records read into the window and not finished.
     pub unfinished: u64,
-    /// The task at the watermark, and why it waits.
-    pub first: Option<(String, WaitState)>,
+    /// The task at the watermark.
+    pub first: Option<FirstTask>,
+}
+
+/// What holds a watermark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirstTask {
+    pub id: String,
+    pub accepted_at: Timestamp,
+    pub state: WaitState,
+    /// What it waits for, where that is known.
+    pub waits_for: Option<String>,
 }
 
 impl Handle {
     /// A handle to nothing: a process that only takes tasks.
     pub fn none() -> Self {
-        Self { questions: Vec::new() }
+        Self { questions: Vec::new(), beside: Vec::new() }
+    }
+
+    /// Knows what another consumer's windows hold, too. What their workers do is shown of this one only.
+    pub fn beside(mut self, other: &Self) -> Self {
+        self.beside.extend(other.questions.iter().cloned());
+        self
     }
 
     /// The task, if it waits in a window. Workers that do not answer within a second are passed over.
     pub async fn find(&self, id: &TaskId) -> Option<Waiting> {
-        let asked = self.ask(|answer| Question::Find(id.clone(), answer)).await;
+        let workers = self.questions.iter().chain(&self.beside);
+        let asked = ask(workers, |answer| Question::Find(id.clone(), answer)).await;
         asked.into_iter().flatten().next()
     }
 
     /// Every target, in the order of the configuration. Workers that do not answer within a second are left out.
     pub async fn overview(&self) -> Vec<TargetOverview> {
-        self.ask(Question::Overview).await
+        ask(self.questions.iter(), Question::Overview).await
     }
 
-    async fn ask<T>(&self, question: impl Fn(oneshot::Sender<T>) -> Question) -> Vec<T> {
-        let answers = self.questions.iter().filter_map(|worker| {
-            let (sender, receiver) = oneshot::channel();
-            worker.try_send(question(sender)).ok().map(|()| receiver)
-        });
-        let patience = std::time::Duration::from_secs(1);
-        let answers = answers.map(|answer| tokio::time::timeout(patience, answer));
-        futures_util::future::join_all(answers).await.into_iter().flatten().flatten().collect()
+    /// The same, of what is sent to them.
+    pub async fn breakers(&self) -> Vec<BreakerOverview> {
+        ask(self.questions.iter(), Question::Breaker).await
     }
+}
+
+async fn ask<T>(
+    workers: impl Iterator<Item = &mpsc::Sender<Question>>,
+    question: impl Fn(oneshot::Sender<T>) -> Question,
+) -> Vec<T> {
+    let answers = workers.filter_map(|worker| {
+        let (sender, receiver) = oneshot::channel();
+        worker.try_send(question(sender)).ok().map(|()| receiver)
+    });
+    let patience = std::time::Duration::from_secs(1);
+    let answers = answers.map(|answer| tokio::time::timeout(patience, answer));
+    futures_util::future::join_all(answers).await.into_iter().flatten().flatten().collect()
 }
 
 #[cfg(test)]

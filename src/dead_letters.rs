@@ -6,7 +6,11 @@
 //!
 //! The index in memory (20 bytes a letter) is built when somebody first asks.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -19,6 +23,9 @@ use crate::{
 };
 
 const TABLE: &str = "dead-letters";
+
+/// How long a log that cannot be asked for what others wrote is left alone: questions are answered without it.
+const PAUSE: Duration = Duration::from_secs(5);
 
 /// A task that was given up, with the reasons. Stored as JSON; `schema` guards its meaning.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -91,7 +98,7 @@ pub enum DeadLetterError {
     Unreadable { position: u64 },
 }
 
-/// All dead letters of this data directory.
+/// All dead letters of this data directory, or of all sidecars that share a Kafka.
 pub struct DeadLetters {
     table: Arc<dyn Table>,
     index: tokio::sync::Mutex<Option<Index>>,
@@ -101,12 +108,26 @@ pub struct DeadLetters {
 #[derive(Default)]
 struct Index {
     letters: Vec<(u64, u64)>,
+    /// From where on other processes may have written.
+    next: u64,
+    /// Where that could not be asked, it is not asked again before.
+    ask_at: Option<Instant>,
 }
 
 impl Index {
     fn put(&mut self, key: u64, position: u64) {
         self.letters.retain(|(_, found)| *found != key);
         self.letters.push((position, key));
+    }
+
+    /// Takes the last position of each of these keys; none: it was removed.
+    fn take(&mut self, changes: HashMap<u64, Option<u64>>) {
+        if changes.is_empty() {
+            return;
+        }
+        self.letters.retain(|(_, key)| !changes.contains_key(key));
+        self.letters.extend(changes.into_iter().filter_map(|(key, position)| Some((position?, key))));
+        self.letters.sort_unstable();
     }
 }
 
@@ -119,6 +140,11 @@ impl DeadLetters {
     pub async fn put(&self, letter: &DeadLetter) -> Result<(), TableError> {
         let key = Bytes::copy_from_slice(letter.id.as_bytes());
         let value = serde_json::to_vec(letter).expect("a letter has only strings, numbers and JSON").into();
+        self.put_raw(key, value).await
+    }
+
+    /// Stores a letter as it was read from another table.
+    pub async fn put_raw(&self, key: Bytes, value: Bytes) -> Result<(), TableError> {
         // The index is held over the write, so that a list never shows less than what was answered as stored.
         let mut index = self.index.lock().await;
         let position = self.table.put(key.clone(), value).await?;
@@ -126,6 +152,20 @@ impl DeadLetters {
             index.put(hash(&key), position);
         }
         Ok(())
+    }
+
+    /// Removes a letter that is kept elsewhere.
+    pub async fn remove(&self, key: Bytes) -> Result<(), TableError> {
+        let mut index = self.index.lock().await;
+        if let Some(index) = index.as_mut() {
+            index.take(HashMap::from([(hash(&key), None)]));
+        }
+        self.table.delete(key).await
+    }
+
+    /// Shows every letter as it is stored; `visit` is called on a blocking thread.
+    pub async fn scan(&self, mut visit: Box<dyn FnMut(Bytes, Bytes) -> bool + Send>) -> Result<(), TableError> {
+        self.table.scan(Box::new(move |entry| visit(entry.key, entry.value))).await
     }
 
     /// Up to `limit` letters, newest first, from `before` on (a position that an earlier page gave).
@@ -169,14 +209,43 @@ impl DeadLetters {
         Ok(self.built(&mut index).await?.letters.len())
     }
 
+    /// The index, with what other processes have written meanwhile where they share the table.
     async fn built<'a>(&self, index: &'a mut Option<Index>) -> Result<&'a Index, TableError> {
-        if index.is_none() {
-            let (sender, receiver) = std::sync::mpsc::channel();
-            let visit = move |entry: TableEntry| sender.send((entry.position, hash(&entry.key))).is_ok();
-            self.table.scan(Box::new(visit)).await?;
-            *index = Some(Index { letters: receiver.try_iter().collect() });
+        match index {
+            Some(index) => {
+                self.bring_up_to_date(index).await;
+                Ok(index)
+            }
+            None => {
+                let next = self.table.changes(None, Box::new(|_, _| {})).await?;
+                let (sender, receiver) = std::sync::mpsc::channel();
+                let visit = move |entry: TableEntry| sender.send((entry.position, hash(&entry.key))).is_ok();
+                self.table.scan(Box::new(visit)).await?;
+                Ok(index.insert(Index { letters: receiver.try_iter().collect(), next, ask_at: None }))
+            }
         }
-        Ok(index.as_ref().expect("it was built above"))
+    }
+
+    async fn bring_up_to_date(&self, index: &mut Index) {
+        if index.ask_at.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let visit = move |key: &[u8], position| {
+            let _ = sender.send((hash(key), position));
+        };
+        match self.table.changes(Some(index.next), Box::new(visit)).await {
+            Ok(next) => {
+                index.next = next;
+                index.ask_at = None;
+                index.take(receiver.try_iter().collect());
+            }
+            // What is known is still true of this process.
+            Err(error) => {
+                tracing::debug!("New dead letters of others are not known: {error}");
+                index.ask_at = Some(Instant::now() + PAUSE);
+            }
+        }
     }
 }
 
@@ -186,4 +255,16 @@ fn hash(key: &[u8]) -> u64 {
 
 fn parse(entry: &TableEntry) -> Result<DeadLetter, DeadLetterError> {
     serde_json::from_slice(&entry.value).map_err(|_| DeadLetterError::Unreadable { position: entry.position })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn index_takes_what_others_wrote_and_removed() {
+        let mut index = Index { letters: vec![(1, 10), (2, 20), (5, 50)], next: 6, ask_at: None };
+        index.take(HashMap::from([(20, Some(9)), (10, None), (30, Some(7)), (40, None)]));
+        assert_eq!(index.letters, [(5, 50), (7, 30), (9, 20)]);
+    }
 }

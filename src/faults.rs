@@ -1,11 +1,11 @@
-//! Faults on purpose: where the process can be killed at a named point, and which bugs can be planted in it.
+//! Faults on purpose: where the process can be killed or frozen at a named point, and which bugs can be planted in it.
 //!
 //! The tests that prove what survives a crash or an unknown result use these, and prove with the planted bugs that
 //! they would notice. All of it exists only in builds with debug assertions: in any other, [`hit`] and [`planted`] are
 //! empty and inlined away, and `REDRIVE_FAULTS` is an unknown setting with which the binary does not start.
 //!
 //! `REDRIVE_FAULTS` is a list with commas. `kill-POINT=N` ends the process, as `kill -9` does, when it comes to that
-//! point for the N-th time; the name of a bug plants it:
+//! point for the N-th time; `stop-POINT=N` freezes it there until somebody wakes it; the name of a bug plants it:
 //!
 //! ```text
 //! REDRIVE_FAULTS=kill-before-checkpoint=3,no-marker
@@ -14,11 +14,11 @@
 //! What is armed is the one global of the project: a point may be anywhere, and none should cost its surroundings a
 //! parameter that no release has a use for.
 
-/// Where the process can be killed.
+/// Where the process can be killed or frozen.
 pub const POINTS: [&str; 9] = [
     // A task is stored, and its request not yet answered.
     "after-append",
-    // A batch is about to be handed to its connection: the lines between a decision and any effect.
+    // A batch is about to be handed to its connection: between the last look at the lease and any effect.
     "before-send",
     // Everything in a batch has been answered, and nothing of it is noted: between effect and checkpoint.
     "after-send",
@@ -53,7 +53,7 @@ pub const BUGS: [&str; 6] = [
 
 /// `REDRIVE_FAULTS` is not what it should be.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("REDRIVE_FAULTS has {0:?}, which is neither a bug nor kill-POINT=N")]
+#[error("REDRIVE_FAULTS has {0:?}, which is neither a bug nor kill-POINT=N nor stop-POINT=N")]
 pub struct UnknownFault(String);
 
 pub use imp::{arm, hit, is_variable, planted};
@@ -78,8 +78,8 @@ mod imp {
 
     #[derive(Debug, Default)]
     pub(super) struct Faults {
-        /// Points, and how many times more the process comes to each until it ends there.
-        pub kills: Vec<(&'static str, AtomicU32)>,
+        /// Points, and how many times more the process comes to each until the signal is sent to it there.
+        pub signals: Vec<(&'static str, Signal, AtomicU32)>,
         pub bugs: Vec<&'static str>,
     }
 
@@ -92,18 +92,25 @@ mod imp {
                     faults.bugs.push(bug);
                     continue;
                 }
-                let (point, times) =
-                    item.strip_prefix("kill-").and_then(|kill| kill.split_once('=')).ok_or_else(unknown)?;
+                let (action, rest) = item.split_once('-').ok_or_else(unknown)?;
+                let signal = match action {
+                    "kill" => Signal::KILL,
+                    "stop" => Signal::STOP,
+                    _ => return Err(unknown()),
+                };
+                let (point, times) = rest.split_once('=').ok_or_else(unknown)?;
                 let point = POINTS.iter().find(|known| **known == point).ok_or_else(unknown)?;
                 let times = times.parse().ok().filter(|times| *times > 0).ok_or_else(unknown)?;
-                faults.kills.push((point, AtomicU32::new(times)));
+                faults.signals.push((point, signal, AtomicU32::new(times)));
             }
             Ok(faults)
         }
 
-        /// Whether the process is to end now.
-        pub fn is_over(&self, point: &str) -> bool {
-            self.kills.iter().any(|(name, left)| *name == point && left.fetch_sub(1, Ordering::Relaxed) == 1)
+        /// What is to be sent to the process now.
+        pub fn due(&self, point: &str) -> Option<Signal> {
+            let is_due = |left: &AtomicU32| left.fetch_sub(1, Ordering::Relaxed) == 1;
+            let mut here = self.signals.iter().filter(|(name, ..)| *name == point);
+            here.find(|(_, _, left)| is_due(left)).map(|(_, signal, _)| *signal)
         }
     }
 
@@ -116,15 +123,17 @@ mod imp {
         Ok(())
     }
 
-    /// Ends the process here if that was asked for.
+    /// Ends or freezes the process here if that was asked for.
     pub fn hit(point: &'static str) {
         debug_assert!(POINTS.contains(&point), "{point} is in no list");
-        if ARMED.get().is_some_and(|faults| faults.is_over(point)) {
-            tracing::warn!("Killed at {point}, on purpose");
-            kill_process(getpid(), Signal::KILL).expect("a process may end itself");
-            // The signal ends all threads, but not before the call returns.
-            std::thread::sleep(Duration::from_secs(60));
-        }
+        let Some(signal) = ARMED.get().and_then(|faults| faults.due(point)) else { return };
+        tracing::warn!("Killed or stopped at {point}, on purpose");
+        kill_process(getpid(), signal).expect("a process may signal itself");
+        // The signal is for all threads, but reaches this one perhaps not before the call returns.
+        std::thread::sleep(match signal {
+            Signal::KILL => Duration::from_secs(60),
+            _ => Duration::from_millis(100),
+        });
     }
 
     /// Whether the bug is planted.
@@ -164,21 +173,31 @@ mod imp {
 
 #[cfg(all(test, debug_assertions))]
 mod tests {
+    use rustix::process::Signal;
+
     use super::{imp::Faults, *};
 
     #[test]
     fn point_is_hit_at_its_time_and_not_again() {
-        let faults = Faults::parse("kill-after-send=3,kill-before-letter=1,no-marker").expect("all are known");
+        let faults = Faults::parse("kill-after-send=3,stop-before-letter=1,no-marker").expect("all are known");
         assert_eq!(faults.bugs, ["no-marker"]);
-        let hits: Vec<_> = (0..5).map(|_| faults.is_over("after-send")).collect();
-        assert_eq!(hits, [false, false, true, false, false]);
-        assert!(!faults.is_over("before-send"));
-        assert!(faults.is_over("before-letter"));
+        let hits: Vec<_> = (0..5).map(|_| faults.due("after-send")).collect();
+        assert_eq!(hits, [None, None, Some(Signal::KILL), None, None]);
+        assert_eq!(faults.due("before-send"), None);
+        assert_eq!(faults.due("before-letter"), Some(Signal::STOP));
     }
 
     #[test]
     fn what_is_not_known_is_refused() {
-        for wrong in ["nomarker", "kill-after-send", "kill-after-send=0", "kill-after-send=x", "kill-nowhere=1", "=1"] {
+        for wrong in [
+            "nomarker",
+            "kill-after-send",
+            "halt-after-send=1",
+            "kill-after-send=0",
+            "kill-after-send=x",
+            "kill-nowhere=1",
+            "=1",
+        ] {
             let refused = Faults::parse(&format!("no-marker,{wrong}")).expect_err("it is not known");
             assert_eq!(refused, UnknownFault(wrong.to_owned()));
         }

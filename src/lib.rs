@@ -9,7 +9,7 @@
 //! - [`consumer`]: windows of records, the order of keys, execution, settling.
 //! - [`target`]: a named Redis and how to write to it.
 //! - [`dead_letters`]: the tasks that a person must look at.
-//! - [`task`], [`commands`], [`retry`], [`telemetry::metrics`]: leaves that decide and name; no IO.
+//! - [`task`], [`commands`], [`retry`], [`finding`], [`telemetry::metrics`]: leaves that decide and name; no IO.
 //! - [`faults`]: what tests break on purpose; empty in releases.
 //! - [`app`]: puts the parts together, starts and stops them in order. [`cli`]: the commands of the binary.
 
@@ -21,6 +21,7 @@ pub mod config;
 pub mod consumer;
 pub mod dead_letters;
 pub mod faults;
+pub mod finding;
 pub mod log;
 pub mod queue;
 pub mod retry;

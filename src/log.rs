@@ -308,6 +308,30 @@ pub struct Depth {
     pub finished: u64,
     /// Bytes on disk, where the log knows them.
     pub bytes: u64,
+    pub owner: Owner,
+    /// Why nothing of it is read, where that takes a person: a word.
+    pub held_by: Option<&'static str>,
+}
+
+/// Who works on a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// This process.
+    Us,
+    Other(Arc<str>),
+    Nobody,
+}
+
+impl Depth {
+    /// Records that are appended and not finished.
+    pub fn lag(&self) -> u64 {
+        self.end.saturating_sub(self.finished)
+    }
+
+    /// Whether another process answers for its records.
+    pub fn is_elsewhere(&self) -> bool {
+        matches!(self.owner, Owner::Other(_))
+    }
 }
 
 /// A record of a [`Table`].
@@ -331,6 +355,9 @@ pub enum TableError {
     Closed,
 }
 
+/// Sees a key, and the position of its value unless that was removed.
+pub type VisitChange = Box<dyn FnMut(&[u8], Option<u64>) + Send>;
+
 /// Durable values by key; the last write of a key wins.
 pub trait Table: Send + Sync {
     /// Stores a value and returns its position.
@@ -342,6 +369,14 @@ pub trait Table: Send + Sync {
     /// Every live entry once, in order of position. Entries written meanwhile may or may not be among them. The
     /// visitor answers whether to go on. Reads from disk: `visit` is called on a blocking thread.
     fn scan(&self, visit: Box<dyn FnMut(TableEntry) -> bool + Send>) -> BoxFuture<'_, Result<(), TableError>>;
+
+    /// What was written since an earlier call, oldest first: each key, and the position of its value unless it was removed.
+    /// Answers what to ask with next; `None` shows nothing, and is asked with before a scan. Where only this process writes
+    /// there is nothing that it does not know.
+    fn changes(&self, since: Option<u64>, visit: VisitChange) -> BoxFuture<'_, Result<u64, TableError>> {
+        drop(visit);
+        Box::pin(async move { Ok(since.unwrap_or(0)) })
+    }
 
     /// The entry put at `position`, if it is still there.
     fn read(&self, position: u64) -> BoxFuture<'_, Result<Option<TableEntry>, TableError>>;
@@ -398,7 +433,7 @@ pub trait Log: Send + Sync {
         visit: &mut dyn FnMut(Entry),
     ) -> Result<(), ReadError>;
 
-    /// What each partition that exists holds.
+    /// What each partition that exists holds, whoever works on it, as far as that is known.
     fn depth(&self) -> Vec<Depth>;
 
     /// The table of that name, made when first written to.

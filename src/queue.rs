@@ -73,9 +73,14 @@ impl Queues {
     /// Remembers what the ends of all queues hold, so that a request repeated after a crash is recognised. Call it
     /// before the first request is answered; it reads from disk.
     pub fn refill(&self) -> Result<(), ReadError> {
+        self.refill_from(&*self.log)
+    }
+
+    /// The same of another log, whose tasks are made too.
+    pub fn refill_from(&self, log: &dyn Log) -> Result<(), ReadError> {
         let mut recent = self.recent();
-        for depth in self.log.depth() {
-            self.log.tail(&depth.partition, REFILL_RECORDS, REFILL_BYTES, &mut |entry| {
+        for depth in log.depth() {
+            log.tail(&depth.partition, REFILL_RECORDS, REFILL_BYTES, &mut |entry| {
                 // What cannot be read here is found again, and reported, by the consumer.
                 let Ok(envelope) = Envelope::decode(&entry.record) else { return };
                 let done = entry.offset < depth.finished;

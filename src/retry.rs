@@ -136,6 +136,8 @@ impl Failure {
     pub const TIMEOUT: &'static str = "timeout";
     /// The code of a connection that ended before the answer came.
     pub const CONNECTION_LOST: &'static str = "connection-lost";
+    /// The code of a server whose memory is full: it refuses what needs more, and takes what frees some.
+    pub const OUT_OF_MEMORY: &'static str = "OOM";
     /// The code where Redrive itself had no connection left to use, which says nothing about a target.
     pub const NO_CONNECTION: &'static str = "no-connection";
 

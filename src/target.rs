@@ -38,6 +38,7 @@ mod connection_name;
 mod control;
 mod errors;
 mod inspect;
+pub mod limiter;
 mod marker;
 mod once;
 mod past;
@@ -52,7 +53,7 @@ pub use self::{
     batch::Batch,
     connection::{BatchResult, Connection, Done},
     connection_name::ConnectionName,
-    inspect::{Finding, FindingCode, Severity},
+    inspect::{Finding, FindingCode},
     marker::{Marker, MarkerState},
     past::{FenceReport, Past},
     probe::ProbeReport,

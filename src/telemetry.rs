@@ -59,8 +59,8 @@ pub fn init(level: &str, format: Format) -> Result<(), InitError> {
         Some(directives) => ("RUST_LOG", directives.as_str()),
         None => ("log.level", level),
     };
-    // It has a line for each try to connect; ours says once that Kafka is away. What is asked of it by name goes before.
-    let directives = format!("rskafka=error,{directives}");
+    // It has lines for each request that fails; ours says once what is wrong. What is asked of it by name goes before.
+    let directives = format!("rskafka=off,{directives}");
     let filter: Targets = directives.parse().map_err(|source| InitError::Filter { from, source })?;
     let terminal = std::io::stdout().is_terminal();
     let filtered = tracing_subscriber::registry().with(filter);

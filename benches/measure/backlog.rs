@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     driver::{self, Shape, Until, Work},
-    processes::{self, Process, Sidecar, free_address},
+    processes::{self, Process, Sidecar, UNLIMITED, free_address},
     redis::Redis,
 };
 
@@ -49,7 +49,7 @@ impl Target {
     /// How many tasks were made.
     async fn made(&mut self, work: Work) -> anyhow::Result<u64> {
         Ok(match work {
-            Work::Set | Work::SetEx => self.redis.size().await?,
+            Work::Set | Work::SetEx | Work::Fields(_) => self.redis.size().await?,
             // Their markers are keys too.
             Work::Incr => self.redis.calls("incr").await?,
         })
@@ -86,8 +86,7 @@ impl Backlog {
     /// Drains a copy of it into an empty Redis.
     pub async fn drain(&self, target: &mut Target) -> anyhow::Result<Drained> {
         target.redis.flush().await?;
-        let copy = self.data.with_extension("copy");
-        copy_dir(&self.data, &copy)?;
+        let copy = self.copy()?;
         let drained = self.drain_from(&copy, target, &[]).await;
         std::fs::remove_dir_all(&copy)?;
         drained
@@ -100,36 +99,58 @@ impl Backlog {
         drained
     }
 
+    /// What it is made of, once more; whoever uses it removes it.
+    pub fn copy(&self) -> anyhow::Result<PathBuf> {
+        let copy = self.data.with_extension("copy");
+        copy_dir(&self.data, &copy)?;
+        Ok(copy)
+    }
+
+    pub fn accepted(&self) -> &[u32] {
+        &self.accepted
+    }
+
     pub fn discard(self) -> anyhow::Result<()> {
         Ok(std::fs::remove_dir_all(&self.data)?)
     }
 
     async fn drain_from(&self, data: &Path, target: &mut Target, runner: &[String]) -> anyhow::Result<Drained> {
         let before = target.made(self.work).await?;
-        let sidecar = Sidecar::start_by(runner, data, target.address)?;
-        let patience = Instant::now() + Duration::from_secs(120);
-        let mut first = None;
-        loop {
-            let made = target.made(self.work).await?.saturating_sub(before);
-            let now = Instant::now();
-            let (since, from, cpu, redis_cpu) = match first {
-                None if made > 0 => *first.insert((now, made, sidecar.process.cpu(), target.process.cpu())),
-                None => (now, 0, Duration::ZERO, Duration::ZERO),
-                Some(first) => first,
-            };
-            if made >= self.accepted.len() as u64 {
-                let tasks = (made - from) as f64;
-                let each = |now: Duration, then: Duration| (now - then).as_secs_f64() * 1e6 / tasks;
-                let cpu_us = each(sidecar.process.cpu(), cpu);
-                let redis_cpu_us = each(target.process.cpu(), redis_cpu);
-                let rate = tasks / (now - since).as_secs_f64();
-                sidecar.process.stop();
-                let wrong = target.redis.wrong(self.work, &self.accepted).await?;
-                return Ok(Drained { rate, cpu_us, redis_cpu_us, wrong });
-            }
-            anyhow::ensure!(now < patience, "only {made} tasks were made");
-            tokio::time::sleep(Duration::from_millis(2)).await;
+        let sidecar = Sidecar::start_by(runner, data, target.address, &UNLIMITED)?;
+        watch(sidecar, target, self.work, &self.accepted, before).await
+    }
+}
+
+/// Watches a sidecar that was just started make these tasks, `before` of which were made before, and stops it.
+pub async fn watch(
+    sidecar: Sidecar,
+    target: &mut Target,
+    work: Work,
+    accepted: &[u32],
+    before: u64,
+) -> anyhow::Result<Drained> {
+    let patience = Instant::now() + Duration::from_secs(120);
+    let mut first = None;
+    loop {
+        let made = target.made(work).await?.saturating_sub(before);
+        let now = Instant::now();
+        let (since, from, cpu, redis_cpu) = match first {
+            None if made > 0 => *first.insert((now, made, sidecar.process.cpu(), target.process.cpu())),
+            None => (now, 0, Duration::ZERO, Duration::ZERO),
+            Some(first) => first,
+        };
+        if made >= accepted.len() as u64 {
+            let tasks = (made - from) as f64;
+            let each = |now: Duration, then: Duration| (now - then).as_secs_f64() * 1e6 / tasks;
+            let cpu_us = each(sidecar.process.cpu(), cpu);
+            let redis_cpu_us = each(target.process.cpu(), redis_cpu);
+            let rate = tasks / (now - since).as_secs_f64();
+            sidecar.process.stop();
+            let wrong = target.redis.wrong(work, accepted).await?;
+            return Ok(Drained { rate, cpu_us, redis_cpu_us, wrong });
         }
+        anyhow::ensure!(now < patience, "only {made} tasks were made");
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 

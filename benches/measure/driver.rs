@@ -40,6 +40,8 @@ pub enum Work {
     SetEx,
     /// INCR, which is made once.
     Incr,
+    /// HSET of so many fields of 1 KiB.
+    Fields(u16),
 }
 
 impl Work {
@@ -47,6 +49,7 @@ impl Work {
         match self {
             Self::Set | Self::SetEx => "SET",
             Self::Incr => "INCR",
+            Self::Fields(_) => "HSET",
         }
     }
 
@@ -57,6 +60,7 @@ impl Work {
             Self::Set => format!(r#","{value}""#),
             Self::SetEx => format!(r#","{value}","EX","86400""#),
             Self::Incr => String::new(),
+            Self::Fields(kib) => (0..kib).map(|field| format!(r#","{field}","{}""#, "v".repeat(1024))).collect(),
         }
     }
 }
@@ -171,6 +175,8 @@ pub struct Ran {
     pub accepted: Vec<u32>,
     /// Requests with another answer or none.
     pub failed: u64,
+    /// Of these, requests that were answered 503: microseconds.
+    pub refused: Histogram<u64>,
     /// Microseconds.
     pub latency: Histogram<u64>,
     pub elapsed: Duration,
@@ -179,13 +185,17 @@ pub struct Ran {
 impl Ran {
     fn new() -> Self {
         let latency = Histogram::new_with_bounds(1, 60_000_000, 3).expect("the bounds are valid");
-        Self { accepted: Vec::new(), failed: 0, latency, elapsed: Duration::ZERO }
+        Self { accepted: Vec::new(), failed: 0, refused: latency.clone(), latency, elapsed: Duration::ZERO }
     }
 
     fn note(&mut self, first: u32, shape: Shape, status: io::Result<u16>, latency: Duration) {
         self.latency.saturating_record(latency.as_micros() as u64);
         match status {
             Ok(202) => self.accepted.extend(first..first + shape.tasks()),
+            Ok(503) => {
+                self.failed += 1;
+                self.refused.saturating_record(latency.as_micros() as u64);
+            }
             _ => self.failed += 1,
         }
     }
@@ -194,6 +204,7 @@ impl Ran {
         self.accepted.extend(other.accepted);
         self.failed += other.failed;
         self.latency.add(&other.latency).expect("both have the same bounds");
+        self.refused.add(&other.refused).expect("both have the same bounds");
     }
 
     /// Accepted tasks per second.
@@ -308,6 +319,21 @@ pub async fn open_loop(
     Ok(all)
 }
 
+/// Sends batches of tasks that are given as they are, one after the other; all must be accepted.
+pub async fn hand_in(address: SocketAddr, batches: impl Iterator<Item = String>) -> anyhow::Result<()> {
+    let mut client = Client::connect(address, Shape::Single(Work::Set)).await?;
+    for body in batches {
+        let head = format!(
+            "POST /tasks/batch HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        client.template = Template { bytes: [head.into_bytes(), body.into_bytes()].concat(), places: Vec::new() };
+        let status = client.send(0).await?;
+        anyhow::ensure!(status == 202, "a batch was answered {status}");
+    }
+    Ok(())
+}
+
 /// Asks until a single task is answered 202; for how long a start takes.
 pub async fn first_accepted(address: SocketAddr, number: u32, patience: Duration) -> io::Result<()> {
     let start = Instant::now();
@@ -318,6 +344,24 @@ pub async fn first_accepted(address: SocketAddr, number: u32, patience: Duration
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+/// Hands in tasks until Kafka has one: before, they go to the sidecar's disk. Answers their numbers, which are high.
+pub async fn until_in_kafka(address: SocketAddr, patience: Duration) -> io::Result<Vec<u32>> {
+    let start = Instant::now();
+    let first = fastrand::u32(900_000_000..999_000_000);
+    for number in first.. {
+        let mut client = Client::connect(address, Shape::Single(Work::Set)).await?;
+        let status = client.send(number).await?;
+        if status == 202 && String::from_utf8_lossy(&client.received).contains(r#""durability":"kafka""#) {
+            return Ok((first..=number).collect());
+        }
+        if start.elapsed() > patience {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Err(io::ErrorKind::TimedOut.into())
 }

@@ -19,6 +19,7 @@ use redrive::{
 use super::{
     driver::{self, Work},
     private::{
+        coalesce::Stake,
         frame::{Kind, Pair, SegmentHeader},
         schedule::{Keys, Schedule},
     },
@@ -102,9 +103,10 @@ pub fn run(path: &str, runs: u64) -> anyhow::Result<Duration> {
     let mut buffer = Vec::new();
     let mut schedule = Schedule::default();
     let mut units = 0;
+    let stake = Stake { gives_way: true, overwrites: true, always: true, ..Stake::NONE };
     for _ in 0..WAITING {
         units += 1;
-        schedule.insert(Keys::new([units]), units);
+        schedule.insert(Keys::new([units]), stake, &[], units);
     }
     let metrics = Metrics::new(&[]);
     let target = metrics.target("default");
@@ -119,7 +121,7 @@ pub fn run(path: &str, runs: u64) -> anyhow::Result<Duration> {
         }
         "schedule" => {
             units += 1;
-            schedule.insert(Keys::new(black_box([units])), units);
+            schedule.insert(Keys::new(black_box([units])), black_box(stake), &[], units);
             let (unit, _) = black_box(schedule.pop_ready()).expect("units wait");
             schedule.finish(unit);
         }

@@ -2,7 +2,8 @@
 //! rows by the beginnings of their names; without any, all are measured. What was measured is written into
 //! `docs/benchmarks.md` when all of it was; what was counted (`hot-paths`) each time, since noise does not reach it.
 //! Beside each number stands the one that is written there. `--quick` measures each once, for a first look, and writes
-//! nothing.
+//! nothing. `recovery` is measured only where it is asked for (`make bench-recovery`), and written into
+//! `docs/recovery.md`.
 //!
 //! Ratios are taken of runs that follow each other, five times, and reported with their spread: on a shared machine
 //! absolute numbers say little. Bounds (memory, start, counts) and promises (what was answered 202 is there, and once)
@@ -16,6 +17,7 @@ mod backlog;
 mod driver;
 mod echo;
 mod hot_paths;
+mod kafka;
 mod private;
 mod processes;
 mod raw_sync;
@@ -74,6 +76,16 @@ fn main() -> anyhow::Result<()> {
         }
         if wanted("latency") {
             rows::latency::measure(scratch.path(), rounds, &mut report).await?;
+        }
+        rows::kafka::measure(scratch.path(), rounds, &wanted, &mut report).await?;
+        // Takes long, and has a page of its own.
+        if words.iter().any(|word| word.starts_with("recovery")) {
+            let mut recovery = Report::beside(rows::recovery::PAGE);
+            rows::recovery::measure(scratch.path(), rounds, quick, &mut recovery).await?;
+            if !quick {
+                recovery.write(rows::recovery::PAGE, "recovered", &report::machine(), "median (min to max)")?;
+            }
+            anyhow::ensure!(recovery.missed_gates().is_empty(), "missed: {}", recovery.missed_gates().join("; "));
         }
         if wanted("hot-paths") {
             hot_paths::measure(&mut counts, &mut report)?;

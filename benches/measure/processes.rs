@@ -1,6 +1,7 @@
 //! The programs that are measured: started on free ports, looked at through `/proc`, killed when dropped.
 
 use std::{
+    ffi::OsStr,
     fs, io,
     net::{SocketAddr, TcpListener},
     path::Path,
@@ -23,11 +24,7 @@ impl Process {
 
     /// Processor time used so far, of user and kernel.
     pub fn cpu(&self) -> Duration {
-        let stat = self.read("stat");
-        // The program's name, in parentheses, may have spaces.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = |field: usize| fields.get(field).and_then(|ticks| ticks.parse::<u32>().ok()).unwrap_or(0);
-        TICK * (ticks(11) + ticks(12))
+        cpu_of(self.0.id())
     }
 
     /// Kilobytes of a line of `/proc/PID/status`.
@@ -55,10 +52,25 @@ impl Drop for Process {
     }
 }
 
+/// Processor time that a process has used so far, of user and kernel.
+pub fn cpu_of(process: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // The program's name, in parentheses, may have spaces.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |field: usize| fields.get(field).and_then(|ticks| ticks.parse::<u32>().ok()).unwrap_or(0);
+    TICK * (ticks(11) + ticks(12))
+}
+
 /// An address where nobody listens.
 pub fn free_address() -> io::Result<SocketAddr> {
     TcpListener::bind("127.0.0.1:0")?.local_addr()
 }
+
+/// What a sidecar is started with that is as it is by default.
+pub const LIMITED: [&str; 0] = [];
+
+/// What lets a sidecar send as much as Redis takes.
+pub const UNLIMITED: [&str; 2] = ["--redis-max-rate=0", "--redis-adaptive=false"];
 
 /// A sidecar under test.
 pub struct Sidecar {
@@ -69,11 +81,16 @@ pub struct Sidecar {
 impl Sidecar {
     /// Starts it; does not wait until it serves.
     pub fn start(data: &Path, redis: SocketAddr) -> io::Result<Self> {
-        Self::start_by(&[], data, redis)
+        Self::start_by(&[], data, redis, &UNLIMITED)
     }
 
-    /// The same, run by a program that comes before it on the command line; empty: by none.
-    pub fn start_by(runner: &[String], data: &Path, redis: SocketAddr) -> io::Result<Self> {
+    /// The same with these flags, run by a program that comes before it on the command line; empty: by none.
+    pub fn start_by(
+        runner: &[String],
+        data: &Path,
+        redis: SocketAddr,
+        flags: &[impl AsRef<OsStr>],
+    ) -> io::Result<Self> {
         let address = free_address()?;
         let mut words = runner.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_redrive")]);
         let process = Process::start(
@@ -82,6 +99,7 @@ impl Sidecar {
                 .arg("serve")
                 .args(["--listen", &address.to_string(), "--ops-listen", "127.0.0.1:0"])
                 .args(["--redis-url", &format!("redis://{redis}/0")])
+                .args(flags)
                 .arg("--data-dir")
                 .arg(data),
         )?;
@@ -90,7 +108,12 @@ impl Sidecar {
 
     /// Starts it and waits until it listens.
     pub async fn serving(data: &Path, redis: SocketAddr) -> io::Result<Self> {
-        let sidecar = Self::start(data, redis)?;
+        Self::serving_with(&UNLIMITED, data, redis).await
+    }
+
+    /// The same with these flags.
+    pub async fn serving_with(flags: &[impl AsRef<OsStr>], data: &Path, redis: SocketAddr) -> io::Result<Self> {
+        let sidecar = Self::start_by(&[], data, redis, flags)?;
         wait_for(sidecar.address).await?;
         Ok(sidecar)
     }

@@ -66,12 +66,28 @@ impl Redis {
         Ok(())
     }
 
+    /// How many of these keys do not have this value.
+    pub async fn differing(&mut self, wanted: &[(String, String)]) -> io::Result<usize> {
+        let mut differing = 0;
+        for some in wanted.chunks(500) {
+            for (key, _) in some {
+                self.0.write_all(format!("GET {key}\r\n").as_bytes()).await?;
+            }
+            self.0.flush().await?;
+            for (_, value) in some {
+                differing += usize::from(self.reply().await? != *value);
+            }
+        }
+        Ok(differing)
+    }
+
     /// How many of these tasks' keys do not hold what each task makes of a key that was not there.
     pub async fn wrong(&mut self, work: Work, tasks: &[u32]) -> io::Result<usize> {
         let question = match work {
             Work::Set => "STRLEN",
             Work::SetEx => "TTL",
             Work::Incr => "GET",
+            Work::Fields(_) => "HLEN",
         };
         let mut wrong = 0;
         for some in tasks.chunks(500) {
@@ -85,6 +101,7 @@ impl Redis {
                     Work::Set => reply == "100",
                     Work::SetEx => reply.parse::<i64>().is_ok_and(|ttl| ttl > 0),
                     Work::Incr => reply == "1",
+                    Work::Fields(kib) => reply == kib.to_string(),
                 };
                 wrong += usize::from(!right);
             }
@@ -94,9 +111,14 @@ impl Redis {
 
     /// Waits until none of these SETs is missing; how many are, when the patience is over.
     pub async fn missing_in_the_end(&mut self, tasks: &[u32], patience: Duration) -> io::Result<usize> {
+        self.wrong_in_the_end(Work::Set, tasks, patience).await
+    }
+
+    /// The same of tasks that do other work.
+    pub async fn wrong_in_the_end(&mut self, work: Work, tasks: &[u32], patience: Duration) -> io::Result<usize> {
         let start = Instant::now();
         loop {
-            let missing = self.wrong(Work::Set, tasks).await?;
+            let missing = self.wrong(work, tasks).await?;
             if missing == 0 || start.elapsed() > patience {
                 return Ok(missing);
             }

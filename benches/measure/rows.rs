@@ -4,9 +4,11 @@ pub mod drain;
 pub mod footprint;
 pub mod ingest;
 pub mod instructions;
+pub mod kafka;
 pub mod latency;
 pub mod markers;
 pub mod once;
+pub mod recovery;
 pub mod ttl;
 
 /// Tasks of a backlog that is drained.

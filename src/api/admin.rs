@@ -1,6 +1,6 @@
 //! The admin API: what an operator looks at. It reads, and changes nothing.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -15,11 +15,16 @@ use super::{
     State, ops,
     problem::{Problem, ProblemType},
     schema::{
-        DeadLetterDocument, DeadLetterList, DeadUnitDocument, Overview, PartitionList, PartitionStatus, ReadProblems,
-        TargetStatus, TokenProblems,
+        BreakerList, BreakerReason, BreakerStatus, DeadLetterDocument, DeadLetterList, DeadUnitDocument, Overview,
+        PartitionList, PartitionStatus, ReadProblems, TargetStatus, TokenProblems,
     },
 };
-use crate::{consumer::TargetOverview, dead_letters::DeadLetter, log::Depth, task::TaskId};
+use crate::{
+    consumer::{BreakerOverview, TargetOverview},
+    dead_letters::DeadLetter,
+    log::{Depth, Owner},
+    task::TaskId,
+};
 
 const DEFAULT_LIMIT: usize = 50;
 const MAX_LIMIT: usize = 500;
@@ -49,7 +54,7 @@ pub(super) async fn get_overview(Extract(state): Extract<Arc<State>>) -> Result<
         version: env!("CARGO_PKG_VERSION"),
         ready: not_ready.is_none(),
         not_ready_because: not_ready,
-        unfinished: depth.iter().map(|depth| depth.end.saturating_sub(depth.finished)).sum(),
+        unfinished: depth.iter().filter(|depth| !depth.is_elsewhere()).map(Depth::lag).sum(),
         bytes: depth.iter().map(|depth| depth.bytes).sum(),
         dead_letters: dead_letters as u64,
         targets: targets.into_iter().map(target_status).collect(),
@@ -73,15 +78,58 @@ fn target_status(target: TargetOverview) -> TargetStatus {
     }
 }
 
+/// The breakers
+///
+/// Whether each target is used, how much is sent to it at a time, and how fast.
+#[utoipa::path(
+    get, path = "/admin/v1/breakers", operation_id = "listBreakers", tag = "admin",
+    responses((status = 200, description = "One for each target.", body = BreakerList, examples(("ramp" = (
+        summary = "Redis has returned", value = json!({"items": [{
+            "target": "default", "state": "ramp",
+            "reason": {"code": "connection-refused", "message": "nothing accepts connections there"},
+            "since": "2026-11-25T12:00:00Z", "held": 0, "batches": 1, "limit_batches": 2, "batch_units": 128,
+            "rate": 4870.0, "rate_limit": 5000.0, "spared_until": "2026-11-25T12:00:29Z", "ping_ms": 0.21,
+            "ping_baseline_ms": 0.18}]}))))),
+        ReadProblems, TokenProblems),
+    security((), ("bearer" = [])),
+)]
+pub(super) async fn list_breakers(Extract(state): Extract<Arc<State>>) -> Json<BreakerList> {
+    let breakers = state.consumer.breakers().await;
+    Json(BreakerList { items: breakers.into_iter().map(breaker_status).collect() })
+}
+
+fn breaker_status(breaker: BreakerOverview) -> BreakerStatus {
+    let millis = |time: Duration| time.as_secs_f64() * 1000.0;
+    BreakerStatus {
+        target: breaker.target,
+        state: breaker.state,
+        reason: breaker.reason.map(|(code, message)| BreakerReason { code, message }),
+        since: breaker.since,
+        next_probe_at: breaker.next_probe_at,
+        held: breaker.held,
+        batches: breaker.batches,
+        limit_batches: breaker.limit_batches,
+        batch_units: breaker.batch_units,
+        rate: breaker.rate,
+        rate_limit: breaker.rate_limit,
+        spared_until: breaker.spared_until,
+        ping_ms: breaker.ping.map(millis),
+        ping_baseline_ms: breaker.ping_baseline.map(millis),
+    }
+}
+
 /// The partitions
 ///
-/// How far each is read and finished, and what holds its watermark.
+/// How far each is finished, who works on it, and what holds its watermark. With Kafka, those of other members of the
+/// group too.
 #[utoipa::path(
     get, path = "/admin/v1/partitions", operation_id = "listPartitions", tag = "admin",
     responses((status = 200, description = "All partitions that exist.", body = PartitionList, examples(("one" = (
         summary = "One partition", value = json!({"items": [{
-            "target": "default", "lane": "normal", "partition": 0, "end": 12, "finished": 10, "bytes": 262144,
-            "in_window": 2, "first_id": "order-1", "first_status": "held"}]}))))),
+            "target": "default", "lane": "normal", "partition": 0, "end": 12, "finished": 10, "lag": 2,
+            "owner": "this", "bytes": 262144, "in_window": 2, "first_id": "order-1", "first_status": "held",
+            "first_waits_for": "connection refused (connection)",
+            "oldest_accepted_at": "2026-11-25T11:58:01Z"}]}))))),
         ReadProblems, TokenProblems),
     security((), ("bearer" = [])),
 )]
@@ -92,6 +140,7 @@ pub(super) async fn list_partitions(Extract(state): Extract<Arc<State>>) -> Json
 }
 
 fn partition_status(depth: Depth, targets: &[TargetOverview]) -> PartitionStatus {
+    let lag = depth.lag();
     let queue = depth.partition.queue;
     let window = targets.iter().filter(|target| *target.target == *queue.target).flat_map(|target| &target.partitions);
     let window = window.into_iter().find(|found| found.lane == queue.lane && found.index == depth.partition.index);
@@ -102,10 +151,19 @@ fn partition_status(depth: Depth, targets: &[TargetOverview]) -> PartitionStatus
         partition: depth.partition.index,
         end: depth.end,
         finished: depth.finished,
+        lag,
+        owner: match depth.owner {
+            Owner::Us => "this".to_owned(),
+            Owner::Other(member) => member.to_string(),
+            Owner::Nobody => "none".to_owned(),
+        },
+        held_by: depth.held_by,
         bytes: depth.bytes,
         in_window: window.map_or(0, |window| window.unfinished),
-        first_status: first.as_ref().map(|(_, state)| state.as_str()),
-        first_id: first.map(|(id, _)| id),
+        first_status: first.as_ref().map(|first| first.state.as_str()),
+        oldest_accepted_at: first.as_ref().map(|first| first.accepted_at),
+        first_waits_for: first.as_ref().and_then(|first| first.waits_for.clone()),
+        first_id: first.map(|first| first.id),
     }
 }
 

@@ -42,6 +42,7 @@ struct DataPlane;
     ops::get_metrics,
     ops::get_version,
     admin::get_overview,
+    admin::list_breakers,
     admin::list_partitions,
     admin::list_dead_letters,
     admin::get_dead_letter,
@@ -73,6 +74,17 @@ pub(super) async fn get_document() -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_route_is_in_the_document() {
+        let source = include_str!("../api.rs");
+        let functions = source.split_once("fn data_routes()").expect("the routes are there").1;
+        let routes: Vec<&str> =
+            functions.split(".route(\"").skip(1).filter_map(|rest| Some(rest.split_once('"')?.0)).collect();
+        let document = document();
+        assert_eq!(routes.len(), document.paths.paths.len(), "{routes:?}");
+        assert!(routes.iter().all(|route| document.paths.paths.contains_key(*route)), "{routes:?}");
+    }
 
     #[test]
     fn committed_document_is_the_current_one() {

@@ -90,6 +90,7 @@ async fn settled(
         outcome: outcome.map(Outcome::as_str),
         attempts: remembered.attempts,
         accepted_at: Some(remembered.accepted_at),
+        superseded_by: remembered.superseded_by.as_ref().map(TaskId::to_string),
         last_error: message.map(|message| TaskError { code: None, message, at: None }),
         ..TaskStatus::default()
     })
@@ -121,7 +122,7 @@ fn waits(id: &TaskId, waiting: Waiting) -> TaskStatus {
             message: error.message,
             at: Some(error.at),
         }),
-        reason: None,
+        ..TaskStatus::default()
     }
 }
 

@@ -8,14 +8,16 @@ use super::{
 };
 use crate::{
     app,
-    target::{Finding, Severity, Target},
+    finding::Severity,
+    log::kafka::admin::Finding as TopicFinding,
+    target::{Finding, Target},
 };
 
-/// Look at the configured targets for what will hurt later
+/// Look at the configured targets, and Kafka's topics, for what will hurt later
 ///
 /// Takes the same flags as `serve`. Says of each target whether it can be used, what its user may not do, and what of
-/// its server's settings can lose or repeat writes, each with what follows from it and what ends it. Writes nothing
-/// but keys of Redrive's own, and takes no task.
+/// its server's settings can lose or repeat writes, and the same of the topics where `kafka.brokers` is set; each with
+/// what follows from it and what ends it. Writes nothing but keys of Redrive's own, and takes no task.
 #[derive(clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {
@@ -32,17 +34,22 @@ Examples:
   redrive check --redis-url redis://redis.example:6379
   redrive check --json | jq '.[] | select(.severity == \"error\")'
 
-Exit status: 0 nothing found, 1 warnings, 2 errors: a target that cannot be used, or a wrong configuration.";
+Exit status: 0 nothing found, 1 warnings, 2 errors: what cannot be used, or a wrong configuration.";
 
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config = args.settings.load()?.config;
     let targets = app::targets(&config, app::new_boot_id())
         .map_err(|error| UsageError(format!("{:#}", anyhow::Error::from(error))))?;
-    let rows = runtime()?.block_on(rows(&targets));
+    let (mut rows, found) = runtime()?.block_on(async { (rows(&targets).await, app::inspect_kafka(&config).await) });
+    let found = found.map_err(|error| UsageError(format!("{:#}", anyhow::Error::from(error))))?;
+    rows.extend(found.into_iter().map(Row::of_topic));
     if args.json {
         print_json(&rows)?;
     } else {
-        for line in lines(&targets, &rows) {
+        let brokers = config.kafka.as_ref().map(|kafka| kafka.brokers.join(","));
+        for line in
+            lines(&targets, &rows).into_iter().chain(brokers.map(|it| topic_lines(&it, &rows)).unwrap_or_default())
+        {
             print_line(&line)?;
         }
     }
@@ -75,18 +82,36 @@ fn plural(count: usize) -> &'static str {
 
 #[derive(serde::Serialize)]
 struct Row {
-    target: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<String>,
+    /// Of Kafka; empty: the cluster itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    topic: Option<String>,
     code: &'static str,
     severity: &'static str,
     message: String,
     remedy: String,
 }
 
+impl Row {
+    fn of_topic(finding: TopicFinding) -> Self {
+        Self {
+            target: None,
+            topic: Some(finding.topic),
+            code: finding.code.as_str(),
+            severity: finding.severity.as_str(),
+            message: finding.message,
+            remedy: finding.remedy,
+        }
+    }
+}
+
 async fn rows(targets: &[Target]) -> Vec<Row> {
     let mut rows = Vec::new();
     for target in targets {
         let row = |finding: Finding| Row {
-            target: target.name().to_owned(),
+            target: Some(target.name().to_owned()),
+            topic: None,
             code: finding.code.as_str(),
             severity: finding.severity.as_str(),
             message: finding.message,
@@ -100,15 +125,26 @@ async fn rows(targets: &[Target]) -> Vec<Row> {
 fn lines(targets: &[Target], rows: &[Row]) -> Vec<String> {
     let mut lines = Vec::new();
     for target in targets {
-        let found: Vec<&Row> = rows.iter().filter(|row| row.target == target.name()).collect();
+        let found: Vec<&Row> = rows.iter().filter(|row| row.target.as_deref() == Some(target.name())).collect();
         let what = if found.is_empty() { "nothing found" } else { "found" };
         lines.push(format!("{} ({}): {what}", target.name(), target.display_url()));
-        for row in found {
-            lines.push(format!("  {}: {} [{}]", row.severity, row.message, row.code));
-            lines.push(format!("    {}", row.remedy));
-        }
+        lines.extend(found.into_iter().flat_map(|row| row_lines(row, "")));
     }
     lines
+}
+
+fn topic_lines(brokers: &str, rows: &[Row]) -> Vec<String> {
+    let found: Vec<(&str, &Row)> = rows.iter().filter_map(|row| Some((row.topic.as_deref()?, row))).collect();
+    let what = if found.is_empty() { "nothing found" } else { "found" };
+    let lines = found.into_iter().flat_map(|(topic, row)| {
+        let subject = if topic.is_empty() { String::new() } else { format!("topic {topic}: ") };
+        row_lines(row, &subject)
+    });
+    [format!("kafka ({brokers}): {what}")].into_iter().chain(lines).collect()
+}
+
+fn row_lines(row: &Row, subject: &str) -> [String; 2] {
+    [format!("  {}: {subject}{} [{}]", row.severity, row.message, row.code), format!("    {}", row.remedy)]
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -17,8 +18,10 @@ use super::{
     runtime,
 };
 
+mod broker;
 mod overtaken;
 mod processes;
+mod shared;
 mod workload;
 
 use overtaken::Overtaken;
@@ -30,17 +33,24 @@ use workload::{Comparison, Workload};
 /// Starts a real Redis and a real sidecar on free ports in a temporary directory, kills both with -9 while 20,000
 /// tasks are accepted and again while these are made, and then compares every list, counter and time to live with what
 /// was accepted. Takes less than 40 seconds and leaves nothing behind. Needs `redis-server` on the PATH.
+///
+/// With `--kafka` two sidecars share the work over a real Kafka, which is killed in the middle too. Needs Java 17.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
   redrive demo
   redrive demo --tasks 100000
+  redrive demo --kafka \"$(scripts/kafka-jars)\"
 
 Exit status: 0 all promises were kept, 1 one was not, or the demonstration could not be given.")]
 pub struct Args {
     /// Tasks that are handed in while Redis is down
     #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(100..=1_000_000))]
     tasks: u64,
+
+    /// Tell it with Kafka, from the jars in this directory: the one that scripts/kafka-jars prints
+    #[arg(long, value_name = "DIR")]
+    kafka: Option<PathBuf>,
 }
 
 const KEYS: usize = 500;
@@ -52,10 +62,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let dir = tempfile::Builder::new().prefix("redrive-demo-").tempdir()?;
     runtime()?.block_on(async {
         tokio::select! {
-            told = tell_story(args.tasks, dir.path()) => told,
+            told = tell(args, dir.path()) => told,
             _ = tokio::signal::ctrl_c() => bail!("stopped; nothing is left running or behind"),
         }
     })
+}
+
+async fn tell(args: &Args, dir: &Path) -> anyhow::Result<()> {
+    match &args.kafka {
+        Some(jars) => shared::tell_story(args.tasks, dir, jars).await,
+        None => tell_story(args.tasks, dir).await,
+    }
 }
 
 /// Lines and progress for a person; plain lines where there is no terminal.
@@ -65,6 +82,10 @@ struct Stage {
 }
 
 impl Stage {
+    fn new() -> Self {
+        Self { step: 0, terminal: io::stdout().is_terminal() && io::stderr().is_terminal() }
+    }
+
     fn step(&mut self, what: &str) {
         self.step += 1;
         self.say(&format!("\n{}. {what}", self.step));
@@ -85,11 +106,11 @@ impl Stage {
     }
 }
 
-async fn tell_story(tasks: u64, dir: &std::path::Path) -> anyhow::Result<()> {
-    let mut stage = Stage { step: 0, terminal: io::stdout().is_terminal() && io::stderr().is_terminal() };
+async fn tell_story(tasks: u64, dir: &Path) -> anyhow::Result<()> {
+    let mut stage = Stage::new();
     let begun = Instant::now();
     let mut redis = Redis::start(dir)?;
-    let mut sidecar = Sidecar::start(dir, &redis)?;
+    let mut sidecar = Sidecar::start(&dir.join("sidecar"), &redis, Vec::new())?;
     stage.say(&format!(
         "A Redis on port {} (every write synced) and a sidecar on port {} are running.",
         redis.port, sidecar.port
@@ -97,7 +118,7 @@ async fn tell_story(tasks: u64, dir: &std::path::Path) -> anyhow::Result<()> {
 
     let mut workload = Workload::new(KEYS);
     stage.step("All is well: 1,000 tasks are handed in and made at once.");
-    hand_in(&stage, &sidecar, &mut workload, 1000).await?;
+    hand_in(&stage, &[&sidecar], &mut workload, 1000).await?;
     drain(&stage, &sidecar, workload.accepted()).await?;
     overtaken::fill_cache(&redis)?;
 
@@ -108,9 +129,9 @@ async fn tell_story(tasks: u64, dir: &std::path::Path) -> anyhow::Result<()> {
         grouped(tasks)
     ));
     let handed_in = Instant::now();
-    hand_in(&stage, &sidecar, &mut workload, tasks / 2).await?;
+    hand_in(&stage, &[&sidecar], &mut workload, tasks / 2).await?;
     hand_in_poison(&sidecar).await?;
-    hand_in(&stage, &sidecar, &mut workload, tasks - tasks / 2).await?;
+    hand_in(&stage, &[&sidecar], &mut workload, tasks - tasks / 2).await?;
     stage.say(&format!(
         "   All of them were answered 202 with durability \"local\", {} a second. One of them is poisoned.",
         grouped((tasks as f64 / handed_in.elapsed().as_secs_f64()) as u64)
@@ -123,9 +144,14 @@ async fn tell_story(tasks: u64, dir: &std::path::Path) -> anyhow::Result<()> {
     restart(&stage, &mut sidecar)?;
 
     stage.step("Redis returns. While the backlog drains the sidecar is killed with -9, and then Redis.");
-    redis.restart()?;
+    until_held(&sidecar).await?;
     let draining = Instant::now();
-    until_made(&redis, &workload, 1, 2).await?;
+    let released = watch_breaker(&sidecar, async {
+        redis.restart()?;
+        until_made(&redis, &workload, 1, 2).await
+    })
+    .await?;
+    stage.say(&format!("   What is sent to it, as it was seen: {released}."));
     let mut spent = retries_counted(&sidecar).await?;
     sidecar.kill9();
     say_progress(&stage, &redis, &workload, "The sidecar was killed")?;
@@ -161,8 +187,23 @@ async fn tell_story(tasks: u64, dir: &std::path::Path) -> anyhow::Result<()> {
         kept.push((overtaken, outcome == overtaken.outcome && overtaken.is_right(&redis)?));
     }
 
+    finish(&mut stage, &redis, &sidecar, &workload, &kept, spent, rate, begun).await
+}
+
+/// Shows the dead letters, compares every key, and says whether all promises were kept.
+#[expect(clippy::too_many_arguments, reason = "all that was gathered on the way")]
+async fn finish(
+    stage: &mut Stage,
+    redis: &Redis,
+    sidecar: &Sidecar,
+    workload: &Workload,
+    kept: &[(&Overtaken, bool)],
+    spent: u64,
+    rate: u64,
+    begun: Instant,
+) -> anyhow::Result<()> {
     stage.step("The poisoned task is in the dead letters, with the reason.");
-    let dead = ops_get(&sidecar, "/admin/v1/dead-letters").await?;
+    let dead = ops_get(sidecar, "/admin/v1/dead-letters").await?;
     let letters = dead["items"].as_array().context("the dead letters are a list")?;
     for letter in letters {
         stage.say(&format!(
@@ -176,7 +217,7 @@ async fn tell_story(tasks: u64, dir: &std::path::Path) -> anyhow::Result<()> {
 
     stage.step("Every key is compared with what was accepted.");
     let found = workload.compare(|question| redis.ask(question))?;
-    let right = report(&stage, &workload, &found, &kept, letters.len(), spent, rate);
+    let right = report(stage, workload, &found, kept, letters.len(), spent, rate);
     stage.say(&format!("\nThat took {:.0} seconds. Nothing is left running or behind.", begun.elapsed().as_secs_f64()));
     ensure!(right, "a promise was not kept: see the table");
     Ok(())
@@ -202,6 +243,53 @@ async fn until_made(redis: &Redis, workload: &Workload, part: u64, of: u64) -> a
     }
 }
 
+/// What the breaker lets through from now until `done`, one after the other.
+async fn watch_breaker(sidecar: &Sidecar, done: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<String> {
+    let mut seen: Vec<String> = vec![look_at_breaker(sidecar).await?];
+    let mut done = std::pin::pin!(done);
+    let mut is_done = false;
+    while !is_done {
+        tokio::select! {
+            ended = &mut done => {
+                ended?;
+                is_done = true;
+            }
+            () = tokio::time::sleep(Duration::from_millis(2)) => {}
+        }
+        let now = look_at_breaker(sidecar).await?;
+        if !seen.contains(&now) {
+            seen.push(now);
+        }
+    }
+    Ok(seen.join(", then "))
+}
+
+/// Waits until the sidecar knows that Redis is away.
+async fn until_held(sidecar: &Sidecar) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    while look_at_breaker(sidecar).await? != PROBES_ONLY {
+        ensure!(begun.elapsed() < TIMEOUT, "the sidecar does not notice that Redis is away");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+const PROBES_ONLY: &str = "probes only";
+
+async fn look_at_breaker(sidecar: &Sidecar) -> anyhow::Result<String> {
+    Ok(shown_breaker(&ops_get(sidecar, "/admin/v1/breakers").await?["items"][0]))
+}
+
+fn shown_breaker(breaker: &Value) -> String {
+    match text(&breaker["state"]) {
+        "open" => PROBES_ONLY.to_owned(),
+        "half_open" => "one small batch".to_owned(),
+        "ramp" if breaker["limit_batches"] == 1 => "1 batch at a time".to_owned(),
+        "ramp" => format!("{} batches at a time", breaker["limit_batches"]),
+        _ => format!("up to {} tasks a second", grouped(breaker["rate_limit"].as_f64().unwrap_or(0.0) as u64)),
+    }
+}
+
 /// How far the drain has come, while nobody works on it.
 fn say_progress(stage: &Stage, redis: &Redis, workload: &Workload, what: &str) -> anyhow::Result<()> {
     let (accepted, made) = workload.progress(|question| redis.ask(question))?;
@@ -210,11 +298,12 @@ fn say_progress(stage: &Stage, redis: &Redis, workload: &Workload, what: &str) -
     Ok(())
 }
 
-/// Hands in `count` good tasks.
-async fn hand_in(stage: &Stage, sidecar: &Sidecar, workload: &mut Workload, count: u64) -> anyhow::Result<()> {
+/// Hands in `count` good tasks, to these in turn.
+async fn hand_in(stage: &Stage, sidecars: &[&Sidecar], workload: &mut Workload, count: u64) -> anyhow::Result<()> {
     let bar = stage.progress(count, "accepted");
     let mut left = count;
-    while left > 0 {
+    let mut turns = sidecars.iter().cycle();
+    while let Some(sidecar) = turns.next().filter(|_| left > 0) {
         let size = left.min(BATCH as u64);
         let batch = workload.batch(size as usize);
         left -= size;

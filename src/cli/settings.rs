@@ -5,7 +5,8 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Arg, ArgAction, ArgMatches, error::ErrorKind};
 
 use crate::config::{
-    CONFIG_ENV, Config, ConfigError, Loaded, Raw, SETTINGS, Setting, Sources, parse_duration, target_setting,
+    CONFIG_ENV, Config, ConfigError, Loaded, Raw, SETTINGS, Setting, Sources, identity_setting, parse_duration,
+    target_setting,
 };
 
 /// Which file is read.
@@ -44,6 +45,7 @@ impl AllSettings {
 struct SettingFlags(Vec<(String, Raw)>);
 
 const TARGET: &str = "target";
+const IDENTITY: &str = "target-identity";
 
 impl clap::Args for SettingFlags {
     fn augment_args(command: clap::Command) -> clap::Command {
@@ -51,7 +53,7 @@ impl clap::Args for SettingFlags {
         SETTINGS
             .iter()
             .map(arg)
-            .chain([target_arg()])
+            .chain([target_arg(), identity_arg()])
             .fold(command, |command, arg| command.arg(arg.help_heading(heading)))
     }
 
@@ -83,6 +85,12 @@ impl clap::FromArgMatches for SettingFlags {
             };
             self.0.push((target_setting(name), Raw::One(url.into())));
         }
+        for given in matches.get_many::<String>(IDENTITY).into_iter().flatten() {
+            let Some((name, identity)) = given.split_once('=') else {
+                return Err(clap::Error::raw(ErrorKind::ValueValidation, "--target-identity takes NAME=WORD"));
+            };
+            self.0.push((identity_setting(name), Raw::One(identity.into())));
+        }
         Ok(())
     }
 }
@@ -106,6 +114,13 @@ fn target_arg() -> Arg {
     Arg::new(TARGET).long(TARGET).value_name("NAME=URL").action(ArgAction::Append).help(
         "A further Redis and its name; may be repeated. In the file `[targets.NAME]` with `url = ...` \
          [env: REDRIVE_TARGETS_NAME_URL]",
+    )
+}
+
+fn identity_arg() -> Arg {
+    Arg::new(IDENTITY).long(IDENTITY).value_name("NAME=WORD").action(ArgAction::Append).help(
+        "What a target is called where sidecars of a group compare theirs, in place of its address; may be repeated. \
+         In the file `[targets.NAME]` with `identity = ...` [env: REDRIVE_TARGETS_NAME_IDENTITY]",
     )
 }
 

@@ -57,7 +57,7 @@ impl fmt::Display for Origin {
 /// A value and where it came from.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Given {
-    /// The name of a setting, or `targets.NAME.url`; of a rule `rules[1]`, counted from 1.
+    /// The name of a setting, or `targets.NAME.url` and `targets.NAME.identity`; of a rule `rules[1]`, counted from 1.
     pub name: String,
     pub raw: Raw,
     pub origin: Origin,
@@ -145,9 +145,14 @@ impl Gathered {
             self.given.push(Given { name: setting.name.into(), raw, origin });
             return;
         }
-        let target = name.strip_prefix("REDRIVE_TARGETS_").and_then(|rest| rest.strip_suffix("_URL"));
-        if let Some(target) = target.filter(|target| !target.is_empty()) {
-            self.given.push(Given { name: target_setting(&target.to_ascii_lowercase()), raw, origin });
+        let of_target = |suffix| {
+            let target = name.strip_prefix("REDRIVE_TARGETS_")?.strip_suffix(suffix)?;
+            (!target.is_empty()).then(|| target.to_ascii_lowercase())
+        };
+        let setting = of_target("_URL").map(|target| target_setting(&target));
+        let setting = setting.or_else(|| of_target("_IDENTITY").map(|target| identity_setting(&target)));
+        if let Some(name) = setting {
+            self.given.push(Given { name, raw, origin });
             return;
         }
         let names: Vec<String> = SETTINGS.iter().map(|setting| setting.env_name()).collect();
@@ -157,6 +162,7 @@ impl Gathered {
 
     fn read_flag(&mut self, name: &str, raw: &Raw) {
         let flag = match name.strip_prefix("targets.") {
+            Some(_) if identified_target(name).is_some() => "target-identity".into(),
             Some(_) => "target".into(),
             None => name.replace(['.', '_'], "-"),
         };
@@ -164,7 +170,7 @@ impl Gathered {
     }
 
     fn put(&mut self, name: String, raw: Raw, origin: Origin) {
-        if SETTINGS.iter().any(|setting| setting.name == name) || target_name(&name).is_some() {
+        if SETTINGS.iter().any(|setting| setting.name == name) || of_target(&name).is_some() {
             self.given.push(Given { name, raw, origin });
         } else {
             self.unknown(origin, name);
@@ -188,6 +194,21 @@ pub fn target_name(setting: &str) -> Option<&str> {
 /// The setting that is the URL of this target.
 pub fn target_setting(target: &str) -> String {
     format!("targets.{target}.url")
+}
+
+/// The name of the target that this setting says the identity of.
+pub fn identified_target(setting: &str) -> Option<&str> {
+    setting.strip_prefix("targets.")?.strip_suffix(".identity")
+}
+
+/// The setting that is the identity of this target.
+pub fn identity_setting(target: &str) -> String {
+    format!("targets.{target}.identity")
+}
+
+/// The name of the target that this setting is about.
+pub fn of_target(setting: &str) -> Option<&str> {
+    target_name(setting).or_else(|| identified_target(setting))
 }
 
 /// Whether names of settings begin with this one, so that a table of the file may have it.

@@ -128,6 +128,18 @@ fn numbers_and_flags_need_no_quotes_in_the_file() {
 }
 
 #[test]
+fn identities_of_targets_come_from_every_source() {
+    let text = "[targets.a]\nurl = \"redis://a:6379\"\nidentity = \"file\"\n[targets.b]\nurl = \"redis://b:6379\"\n";
+    let flags = [("targets.default.identity", "flag")];
+    let config = load_ok(text, &[("REDRIVE_TARGETS_B_IDENTITY", "env")], &flags);
+    let identities: Vec<_> =
+        config.targets.iter().map(|target| (target.name.as_str(), target.identity.as_deref())).collect();
+    assert_eq!(identities, [("default", Some("flag")), ("a", Some("file")), ("b", Some("env"))]);
+    let error = load_err("[targets.c]\nidentity = \"x\"\n", &[], &[]);
+    assert!(error.to_string().contains("`targets.c.url` is missing"), "{error}");
+}
+
+#[test]
 fn targets_come_from_every_source() {
     let text = "[targets.sessions]\nurl = \"redis://s:6379\"\n[targets.b-2]\nurl = \"redis://b:6379\"\n";
     let env = [("REDRIVE_TARGETS_CACHE_URL", "redis://:pw@c:6379"), ("REDRIVE_TARGETS_SESSIONS_URL", "redis://t:6379")];

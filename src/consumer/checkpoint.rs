@@ -2,18 +2,22 @@
 //!
 //! ```text
 //! | version u8 = 2 | flags u8 (1: released, 2: more may have run) | boot id 16 bytes |
-//! | finished | half-done | attempts | deaths |
+//! | finished | half-done | attempts | deaths | word, or nothing |
 //!
 //! finished:  | form u8 (0 runs, 1 bits) | length varint | …
 //!            runs: repeated varints, unfinished and finished in turn, from the watermark on
 //!            bits: one per offset from the watermark on, lowest bit first
 //! half-done: | count varint | repeated: offset - watermark varint | units varint | half a byte a unit, the lower half
-//!            first: 0 unfinished, 1 applied, 2 dead, 3 expired, 4 invalidated, 5 stale, 6 discarded
+//!            first: 0 unfinished, 1 applied, 2 dead, 3 expired, 4 invalidated, 5 stale, 6 discarded, 7 superseded
 //! attempts:  | count varint | repeated: offset - that of the one before, or the watermark, varint
 //!            | unit * 32 + attempts varint |
 //! deaths:    | count varint | repeated: offset - watermark varint | unit varint
 //!            | code length u8 | code | reason length u8 | reason |
+//! word:      | offset - watermark varint |
 //! ```
+//!
+//! The *word* is that units below this offset may have taken the place of earlier ones (`coalesce`): who owns the
+//! partition next reads that far before it sends anything.
 //!
 //! Offsets from the end of `finished` on are unfinished. Offsets that the log skipped count as finished. Numbers are
 //! LEB128 varints. In version 1 the units of a half-done pipeline take a byte each, why one is dead stands right behind
@@ -44,12 +48,13 @@ const ATTEMPTS: u64 = 32;
 const DEAD: u8 = 2;
 
 /// What stands for units that ended without a dead letter.
-const SETTLED: [(u8, Outcome); 5] = [
+const SETTLED: [(u8, Outcome); 6] = [
     (1, Outcome::Applied),
     (3, Outcome::Expired),
     (4, Outcome::Invalidated),
     (5, Outcome::Stale),
     (6, Outcome::Discarded),
+    (7, Outcome::Superseded),
 ];
 
 /// What is known above the watermark.
@@ -65,6 +70,8 @@ pub struct State {
     pub half_done: BTreeMap<u64, Vec<UnitEnd>>,
     /// Attempts spent on unfinished units, by offset and unit.
     pub attempts: BTreeMap<(u64, u32), u32>,
+    /// The offset below which what took the place of others is; none is below the watermark.
+    pub word: u64,
 }
 
 /// How far a unit of a half-done pipeline came.
@@ -216,8 +223,8 @@ fn bits_len(span: u64) -> usize {
 /// The most bytes that a state needs, beside attempts and why units are dead, for so many positions above the watermark
 /// and what [`bytes_of_pipeline`] says of each task with several units among them.
 pub fn most_bytes(span: u64, of_pipelines: usize) -> usize {
-    // The version, the flags, the boot id, a form and a length, and three counts.
-    const FIXED: usize = 1 + 1 + 16 + 1 + 4 + 3 * 4;
+    // The version, the flags, the boot id, a form and a length, three counts, and the word.
+    const FIXED: usize = 1 + 1 + 16 + 1 + 4 + 3 * 4 + 4;
     FIXED.saturating_add(bits_len(span)).saturating_add(of_pipelines)
 }
 
@@ -233,6 +240,11 @@ impl State {
     /// [`Checkpointing`](crate::log::Checkpointing) allows at least.
     pub fn encode(&self, watermark: u64, bounds: Bounds) -> Encoded {
         let Bounds { mut until, max_bytes } = bounds;
+        let mut word = Vec::new();
+        if self.word > watermark {
+            put_varint(&mut word, self.word - watermark);
+        }
+        let max_bytes = max_bytes.saturating_sub(word.len());
         // Room for the two counts of what may be left out.
         let max_necessary = max_bytes.saturating_sub(2);
         let mut out = self.necessary(watermark, until);
@@ -268,6 +280,7 @@ impl State {
             put_short(out, code);
             put_short(out, reason);
         });
+        out.put_slice(&word);
         Encoded { state: out.into(), until }
     }
 
@@ -334,8 +347,9 @@ impl State {
                 *half_done.get_mut(&offset)?.get_mut(unit)? = death;
             }
         }
+        let word = if rest.is_empty() { 0 } else { watermark.checked_add(take_varint(rest)?)? };
         let (released, more_may_have_run) = (flags & RELEASED != 0, flags & MORE_MAY_HAVE_RUN != 0);
-        Some(Self { boot_id, released, more_may_have_run, finished, half_done, attempts })
+        Some(Self { boot_id, released, more_may_have_run, finished, half_done, attempts, word })
     }
 }
 

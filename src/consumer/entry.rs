@@ -6,7 +6,7 @@ use super::{checkpoint::UnitEnd, prepared::Prepared, rows::ReplayKind, schedule:
 use crate::{
     queue::Envelope,
     retry::{Executed, Failure, FailureClass, ReasonClass},
-    task::Outcome,
+    task::{Outcome, TaskId},
 };
 
 /// The place of a task in its window; reused after it was settled.
@@ -37,6 +37,8 @@ pub struct Entry {
     pub letter: Letter,
     /// An earlier process may have sent any of its units, and no checkpoint says which.
     pub may_have_run: bool,
+    /// The task that took the place of one of its units last.
+    pub superseded_by: Option<TaskId>,
 }
 
 /// A unit, as far as its task must know.
@@ -69,9 +71,9 @@ pub enum End {
 }
 
 impl End {
-    /// Whether the end came by an execution, and not by being judged too late.
+    /// Whether the end came by an execution, and not by being judged too late or unnecessary.
     fn was_executed(self) -> bool {
-        !matches!(self, Self::Settled(Outcome::Expired | Outcome::Discarded))
+        !matches!(self, Self::Settled(Outcome::Superseded | Outcome::Expired | Outcome::Discarded))
     }
 }
 
@@ -113,8 +115,8 @@ impl Entry {
     /// Bytes that this entry counts for in the memory of all windows, with that many units.
     pub fn cost(&self, units: usize) -> usize {
         // The entry itself, its node and keys in the schedule, its identity and its places in the indexes: rounded up.
-        const PER_TASK: usize = 400;
-        const PER_UNIT: usize = 128;
+        const PER_TASK: usize = 424;
+        const PER_UNIT: usize = 176;
         PER_TASK
             + units * PER_UNIT
             + self.envelope.value.len()
@@ -163,8 +165,14 @@ impl Entry {
     /// How the task as a whole was settled: dead if any of its units is, else applied if any of them was, else as the
     /// first of them that says most about what is in Redis now.
     pub fn outcome(&self) -> Outcome {
-        const PRECEDENCE: [Outcome; 5] =
-            [Outcome::Applied, Outcome::Invalidated, Outcome::Stale, Outcome::Expired, Outcome::Discarded];
+        const PRECEDENCE: [Outcome; 6] = [
+            Outcome::Applied,
+            Outcome::Invalidated,
+            Outcome::Superseded,
+            Outcome::Stale,
+            Outcome::Expired,
+            Outcome::Discarded,
+        ];
         if self.is_dead() {
             return Outcome::Dead;
         }

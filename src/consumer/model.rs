@@ -93,6 +93,11 @@ impl ModelRedis {
         self.keys.contains_key(key)
     }
 
+    /// Whether a key is the same in both.
+    pub fn agrees_on(&self, other: &Self, key: &[u8]) -> bool {
+        self.keys.get(key) == other.keys.get(key)
+    }
+
     /// When a key expires.
     pub fn expires_at(&self, key: &[u8]) -> Option<i64> {
         self.keys.get(key)?.expires_at
@@ -215,6 +220,11 @@ impl ModelRedis {
     }
 
     fn set(&mut self, now: i64, key: &[u8], value: &[u8], options: &[&[u8]]) -> Answer {
+        if options.contains(&&b"GET"[..])
+            && self.keys.get(key).is_some_and(|entry| !matches!(entry.value, Value::Text(_)))
+        {
+            return Err(Refused::WrongType);
+        }
         let unless = options
             .iter()
             .any(|option| (*option == b"NX" && self.exists(key)) || (*option == b"XX" && !self.exists(key)));

@@ -12,7 +12,7 @@ use super::{
     timing::{self, Due, Member, Timing},
 };
 use crate::{
-    commands::Expiry,
+    commands::{self, Expiry},
     faults,
     queue::Envelope,
     target::{Batch, Fence, Marker},
@@ -148,6 +148,11 @@ impl<'p> Plan<'p> {
 }
 
 impl Sending<'_> {
+    /// Whether a target whose memory is full refuses it: a marker and a version take memory too.
+    pub fn needs_memory(&self) -> bool {
+        !matches!(self.form, Form::Plain) || self.body.needs_memory()
+    }
+
     /// Puts it into a batch, as one unit.
     pub fn push(&self, batch: &mut Batch) {
         match (&self.form, &self.body) {
@@ -229,6 +234,18 @@ impl<'p> Body<'p> {
             Self::Command((name, args)) => vec![(*name, words(args).collect())],
             Self::Atomic(commands) => commands.iter().map(|(name, args)| (*name, words(args).collect())).collect(),
             Self::Script { .. } => Vec::new(),
+        }
+    }
+
+    /// Whether a target whose memory is full refuses it.
+    fn needs_memory(&self) -> bool {
+        let command_needs = |name: &str| commands::lookup(name.as_bytes()).map_or(true, |spec| spec.needs_memory);
+        match self {
+            Self::Stored(prepared, _) => prepared.spec.needs_memory,
+            Self::Command((name, _)) => command_needs(name),
+            Self::Atomic(commands) => commands.iter().any(|(name, _)| command_needs(name)),
+            // Nobody knows what is in it.
+            Self::Script { .. } => true,
         }
     }
 

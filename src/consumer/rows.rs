@@ -229,7 +229,8 @@ impl Rows {
     }
 
     /// The unit of the record at `offset` has run and will not run again in this process. A once-unit that was refused
-    /// left no marker, so it counts as [`ReplayKind::Other`]; what was settled without being sent does not count at all.
+    /// left no marker, so it counts as [`ReplayKind::Other`]; what was settled without being sent does not count at all,
+    /// but for commands of pipelines, which may be sent next time to remove what others of the pipeline have written.
     pub fn finished(&mut self, keys: &Keys, kind: ReplayKind, offset: u64) {
         let later = self.current.kept(Row::of(kind), offset);
         match keys {

@@ -3,6 +3,7 @@ use super::*;
 mod foreign;
 mod leaving;
 mod saved;
+mod superseding;
 mod world;
 
 #[test]

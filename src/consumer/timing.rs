@@ -128,6 +128,11 @@ impl Due {
         }
     }
 
+    /// Whether nothing may be done in a unit's place, so that what is there is to stay.
+    pub fn may_drop(&self) -> bool {
+        self.late_action() == LateAction::Drop
+    }
+
     fn age(&self, now: i64) -> Duration {
         // A service's clock may be ahead of ours.
         Duration::from_millis(u64::try_from(now.saturating_sub(self.base)).unwrap_or(0))

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Bounded three times: by the span of offsets that a checkpoint can describe, by the memory of all windows together, and
-//! by what is ready: reading on for more only helps when little of what was read can run.
+//! by what is ready: reading on for more only helps when little of what was read can run, or nothing is sent anyway and
+//! the more is read the less need be (`coalesce`).
 //!
 //! What a checkpoint describes is every position below one. That position is where the description would still fit if all
 //! pipelines below it were half done: so it never moves back, and what one checkpoint said the next one says too.
@@ -21,7 +22,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use hashbrown::HashSet;
@@ -30,11 +31,12 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    checkpoint::{self, Bounds, Finished, State},
-    entry::{Entry, TaskSlot, UnitRef},
+    checkpoint::{self, Bounds, Finished, State, UnitEnd},
+    entry::{End, Entry, Letter, TaskSlot, Unit, UnitRef, remembered_failure},
     rows::{ReplayKind, Rows},
     schedule::{Schedule, UnitId},
     seen::Unsaved,
+    units::NewUnit,
 };
 use crate::{
     log::{Assigned, BootTime, Checkpoint, Epoch, Lease, Partition, Reader},
@@ -57,6 +59,9 @@ const MAX_READ: usize = 256 * 1024;
 /// As long as so many units are ready, nothing more is read: twice what goes into all batches at a time. What is read
 /// long before it is sent has left the processor's caches by then.
 const READY_AHEAD: usize = 1024;
+
+/// How long an owner reads what the last one had read before it sends without.
+const CATCH_UP_BOUND: Duration = Duration::from_secs(10);
 
 /// Every window may hold this much, however full the others are.
 const FLOOR: usize = 128 * 1024;
@@ -141,12 +146,21 @@ pub struct Window {
     pub rows: Rows,
     /// Away while a read is under way.
     pub reader: Option<Box<dyn Reader>>,
+    /// Reading has failed since it last succeeded, and the log says so.
+    pub reading_fails: bool,
     pub schedule: Schedule<UnitRef>,
     /// Something finished or failed since the last checkpoint.
     pub changed: bool,
     pub committing: bool,
     /// A unit finished of which the next checkpoint says more than the last one.
     pub more_to_say: bool,
+    /// A unit waits for a checkpoint that says how far was read.
+    pub word_wanted: bool,
+    /// What of that the checkpoint says that is being written, and the last durable one.
+    sealed_word: u64,
+    word: u64,
+    /// How far to read before anything is sent, and until when at most.
+    catch_up: Option<(u64, Instant)>,
     /// From where on the last durable checkpoint said nothing, and the next one may have no room either.
     cut: Option<u64>,
     entries: Vec<Option<Entry>>,
@@ -218,10 +232,15 @@ impl Window {
             past_inherited: false,
             rows: Rows::default(),
             reader: Some(reader),
+            reading_fails: false,
             schedule: Schedule::default(),
             changed: false,
             committing: false,
             more_to_say: false,
+            word_wanted: false,
+            sealed_word: earlier.word,
+            word: earlier.word,
+            catch_up: (earlier.word > watermark).then(|| (earlier.word, Instant::now() + CATCH_UP_BOUND)),
             cut: None,
             entries: Vec::new(),
             free: Vec::new(),
@@ -246,15 +265,15 @@ impl Window {
         self.unfinished.first_key_value().map_or(self.next, |(offset, _)| *offset)
     }
 
-    /// How many bytes may be read now, if any.
-    pub fn room(&self) -> Option<usize> {
+    /// How many bytes may be read now, if any. `ahead`: however much is ready.
+    pub fn room(&self, ahead: bool) -> Option<usize> {
         let span = self.next - self.watermark();
         let describable = checkpoint::most_bytes(span, self.pipeline_bytes) <= self.max_state_bytes;
         if self.leaving.is_some()
             || span >= MAX_SPAN
             || span >= MIN_SPAN && !describable
             || self.span_bytes >= MAX_SPAN_BYTES
-            || self.schedule.ready_len() >= READY_AHEAD
+            || self.schedule.ready_len() >= READY_AHEAD && !ahead && self.catch_up.is_none()
         {
             return None;
         }
@@ -283,6 +302,7 @@ impl Window {
     /// Notes that records up to `last` were read, `bytes` of them.
     pub fn note_read(&mut self, last: u64, bytes: u64) {
         self.next = last + 1;
+        self.catch_up = self.catch_up.filter(|(until, _)| self.next < *until);
         self.reads.push_back((last, bytes));
         self.span_bytes += bytes;
         if self.next >= self.earlier.finished.end() {
@@ -316,6 +336,87 @@ impl Window {
         };
         self.unfinished.insert(offset, slot);
         slot
+    }
+
+    /// Takes in a task with its units, as far as they are not done already.
+    pub fn take_in(&mut self, entry: Entry, units: Vec<NewUnit>, earlier: &Earlier, now: Timestamp) -> TaskSlot {
+        let slot = self.insert(entry, units.len());
+        self.entry_mut(slot).units.reserve_exact(units.len());
+        for (place, NewUnit { keys, stake, checks, idempotent, kind }) in (0_u32..).zip(units) {
+            let end = match earlier.units.get(place as usize) {
+                Some(UnitEnd::Settled(outcome)) => Some(End::Settled(*outcome)),
+                Some(UnitEnd::Dead { code, reason }) => {
+                    let (failure, reason) = remembered_failure(code, reason);
+                    self.entry_mut(slot).note_death(place, &failure, reason, now);
+                    Some(End::Dead)
+                }
+                Some(UnitEnd::Unfinished) | None => None,
+            };
+            let attempts =
+                earlier.attempts.iter().find(|(unit, _)| *unit == place).map_or(0, |(_, attempts)| *attempts);
+            let node = match end {
+                None => self.schedule.insert(keys, stake, &checks, UnitRef { task: slot, unit: place }),
+                Some(_) => UnitId::NONE,
+            };
+            self.follow_moves();
+            let entry = self.entry_mut(slot);
+            entry.open += usize::from(end.is_none());
+            entry.units.push(Unit {
+                node,
+                idempotent,
+                kind,
+                attempts,
+                strikes: 0,
+                suspect: false,
+                refused: false,
+                parked: false,
+                end,
+            });
+        }
+        if !earlier.units.is_empty() || !earlier.attempts.is_empty() {
+            self.note(slot);
+        }
+        let entry = self.entry_mut(slot);
+        if entry.is_dead() {
+            // Written by the last process, which may have ended before it could say how the other units did.
+            entry.letter = Letter::Written { outdated: true };
+        }
+        slot
+    }
+
+    /// Ends a running unit in the schedule. Returns those whose place it had taken: they end with it.
+    pub fn finish(&mut self, node: UnitId) -> Vec<UnitRef> {
+        self.schedule.finish(node);
+        self.follow_moves();
+        self.schedule.take_superseded()
+    }
+
+    /// Ends a running unit in the schedule that is dead: those whose place it had taken run.
+    pub fn give_way(&mut self, node: UnitId) {
+        self.schedule.give_way(node);
+        self.follow_moves();
+    }
+
+    /// A unit that was sent waits again: one that came meanwhile may take its place.
+    pub fn reconsider(&mut self, node: UnitId) {
+        self.schedule.reconsider(node);
+        self.follow_moves();
+    }
+
+    /// Whether a unit may only be sent when a durable checkpoint says that its record was read. There is none yet.
+    pub fn lacks_word(&self, node: UnitId, offset: u64) -> bool {
+        offset >= self.word && self.schedule.needs_word(node)
+    }
+
+    fn follow_moves(&mut self) {
+        for (unit, node) in self.schedule.moved() {
+            let entry = self.entries[unit.task.0 as usize].as_mut().expect("what is in the schedule is not settled");
+            // One that is only just coming is not there yet, and learns it otherwise.
+            if let Some(unit) = entry.units.get_mut(unit.unit as usize) {
+                // Where it is listed as refused it will not be found, and if it runs after all it is tried anew.
+                (unit.node, unit.refused, unit.parked) = (node, false, false);
+            }
+        }
     }
 
     /// Removes a settled task.
@@ -391,7 +492,17 @@ impl Window {
 
     /// Whether its units may be sent now.
     pub fn may_send(&self) -> bool {
-        self.claim == Claim::Held && self.gate.is_open()
+        self.claim == Claim::Held && self.catch_up.is_none() && self.gate.is_open()
+    }
+
+    /// Until when nothing is sent at most, so that what the last owner had read is read before.
+    pub fn catches_up_until(&self) -> Option<Instant> {
+        self.catch_up.map(|(_, until)| until)
+    }
+
+    /// Sends without: there is no room for all of it, or it does not come.
+    pub fn stop_catching_up(&mut self) {
+        self.catch_up = None;
     }
 
     /// Nothing more is read or sent.
@@ -409,7 +520,8 @@ impl Window {
             Claim::Claiming | Claim::Held => (boot_id, released),
         };
         let more_may_have_run = self.more_may_have_run();
-        let mut state = State { boot_id, released, more_may_have_run, finished, ..State::default() };
+        let mut state =
+            State { boot_id, released, more_may_have_run, finished, word: self.sealed_word, ..State::default() };
         for (offset, slot) in &self.notable {
             let entry = self.entry(*slot);
             if let Some(ends) = entry.unit_ends() {
@@ -442,6 +554,9 @@ impl Window {
     /// A checkpoint is going to be written, that says all that finished until now.
     pub fn seal(&mut self) {
         self.more_to_say = false;
+        if std::mem::take(&mut self.word_wanted) {
+            self.sealed_word = self.next;
+        }
         self.rows.seal();
         self.unsaved.seal();
     }
@@ -449,6 +564,7 @@ impl Window {
     /// It is durable.
     pub fn checkpointed(&mut self, cut: Option<u64>) {
         self.cut = cut;
+        self.word = self.sealed_word;
         self.rows.checkpointed(cut);
         self.unsaved.saved(cut);
     }
@@ -456,6 +572,7 @@ impl Window {
     /// It was not stored, or may not have been.
     pub fn unsealed(&mut self) {
         self.more_to_say = true;
+        self.word_wanted |= self.sealed_word > self.word;
         self.rows.unsealed();
         self.unsaved.unsealed();
     }

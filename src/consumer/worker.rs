@@ -26,6 +26,7 @@ use super::{
     entry::{Entry, TaskSlot, UnitRef},
     schedule::UnitId,
     seen::{Seen, Unsaved},
+    turns::Turns,
     window::{Budget, Claim, Window},
     windows::{WindowId, Windows},
 };
@@ -36,9 +37,11 @@ use crate::{
     retry::{Failure, Policy},
     target::{
         BatchResult, Connection, ConnectionName, FenceReport, Finding, MarkerState, Past, ProbeReport, Target,
-        breaker::Breaker, command_hold::CommandHolds,
+        breaker::Breaker,
+        command_hold::CommandHolds,
+        limiter::{Limiter, Limits},
     },
-    task::{Lane, Outcome, Rules},
+    task::{Identity, Outcome, Rules},
     telemetry::metrics::TargetMetrics,
 };
 
@@ -59,11 +62,11 @@ const CANARY_FRESH: Duration = Duration::from_secs(1);
 /// The time between two probes of a target that is well: clocks drift.
 const PROBE_INTERVAL: Duration = Duration::from_secs(300);
 
+/// The time to the next probe of a target that is in use and has not answered the last one in time.
+const PROBE_AGAIN: Duration = Duration::from_secs(1);
+
 /// The pause after a read or a dead letter failed.
 const PAUSE: Duration = Duration::from_secs(1);
-
-/// How much of a batch each lane gets while all have something ready.
-const LANE_WEIGHTS: [(Lane, usize); 3] = [(Lane::High, 8), (Lane::Normal, 3), (Lane::Low, 1)];
 
 /// How many ready units are looked through for an idempotent one.
 const TRIAL_SEARCH: usize = 256;
@@ -77,7 +80,7 @@ pub struct Parts {
     pub rules: Arc<Rules>,
     pub policy: Policy,
     pub probe_cap: Duration,
-    pub connections: usize,
+    pub limits: Limits,
     pub budget: Arc<Budget>,
     pub boot_id: [u8; 16],
     /// How long what is under way may take once its partition is to be given up.
@@ -97,9 +100,10 @@ pub struct Worker {
     dead_letters: Arc<DeadLetters>,
     rules: Arc<Rules>,
     policy: Policy,
-    connections: usize,
     budget: Arc<Budget>,
     boot_id: [u8; 16],
+    /// Of the second hash of keys.
+    hash_seed: u64,
     revoke_bound: Duration,
     checkpoint_interval: Duration,
     max_state_bytes: usize,
@@ -109,8 +113,16 @@ pub struct Worker {
     /// Partitions given up whose last checkpoint is being written.
     leaving: usize,
     breaker: Breaker,
+    /// What was last said of the breaker's state, and since when it is so.
+    shown: Shown,
     /// When the breaker opened, as a time of day.
     held_since: Option<Timestamp>,
+    limiter: Limiter,
+    /// When the limiter lets more be sent, if it does not now.
+    limited_until: Option<Instant>,
+    /// Of the server that answered last.
+    run_id: Option<Box<str>>,
+    turns: Turns,
     holds: CommandHolds,
     /// Units that wait because their command was refused, by command.
     parked: HashMap<&'static str, Vec<(WindowId, UnitId, UnitRef)>>,
@@ -149,11 +161,20 @@ pub struct Worker {
 /// A batch's number.
 type FlightId = u64;
 
+/// A state of the breaker, as it was logged.
+struct Shown {
+    state: &'static str,
+    since: Timestamp,
+}
+
 /// A batch under way.
 struct Flight {
     windows: Vec<WindowId>,
     /// Set when it is sent.
     connection: Arc<OnceLock<ConnectionName>>,
+    begun: Instant,
+    /// As many were under way with it as there may be.
+    at_limit: bool,
     /// Its connection is cut, because one of its windows was given up.
     is_cut: bool,
 }
@@ -177,6 +198,13 @@ enum Event {
         window: WindowId,
         reader: Box<dyn Reader>,
         result: Result<Vec<LogEntry>, ReadError>,
+    },
+    /// What was finished in a partition before it came here.
+    LookedBack {
+        window: WindowId,
+        reader: Box<dyn Reader>,
+        finished: Vec<(Identity, Timestamp)>,
+        result: Result<(), ReadError>,
     },
     /// A read failed; this is the pause after it.
     ReadAgain {
@@ -244,16 +272,21 @@ impl Worker {
         let now = Instant::now();
         let checkpointing = parts.log.checkpointing();
         let mut worker = Self {
-            breaker: Breaker::new(parts.probe_cap, fastrand::Rng::new()),
+            breaker: Breaker::new(parts.probe_cap, fastrand::Rng::new(), now),
+            shown: Shown { state: "closed", since: Timestamp::now() },
+            limiter: Limiter::new(parts.limits, now),
+            limited_until: None,
+            run_id: None,
+            turns: Turns::default(),
             target: Arc::new(parts.target),
             log: parts.log,
             queues: parts.queues,
             dead_letters: parts.dead_letters,
             rules: parts.rules,
             policy: parts.policy,
-            connections: parts.connections,
             budget: parts.budget,
             boot_id: parts.boot_id,
+            hash_seed: fastrand::u64(..),
             revoke_bound: parts.revoke_bound,
             checkpoint_interval: checkpointing.interval,
             max_state_bytes: checkpointing.max_state_bytes,
@@ -346,9 +379,13 @@ impl Worker {
             window.schedule.wake(now);
         }
         if !self.stopping {
-            self.read();
+            self.read(now);
             self.send(now);
         }
+        if !self.has_work() {
+            self.breaker.on_nothing_left();
+        }
+        self.note_state();
         self.give_up_revoked(now);
         self.flush_settled();
         let due = now >= self.checkpoint_due;
@@ -374,13 +411,17 @@ impl Worker {
             if let Some(leaving) = &window.leaving {
                 wake_at = wake_at.min(leaving.until);
             }
+            wake_at = window.catches_up_until().map_or(wake_at, |at| at.min(wake_at));
         }
         // The age of the oldest task grows by itself.
         if self.gauges_stale || self.has_work() {
             wake_at = wake_at.min(self.gauges_due);
         }
-        if !self.probing && self.has_work() {
-            wake_at = self.breaker.next_probe_at().map_or(wake_at, |at| at.min(wake_at));
+        if !self.stopping {
+            wake_at = self.limited_until.map_or(wake_at, |at| at.min(wake_at));
+        }
+        if !self.stopping && !self.probing && self.has_work() {
+            wake_at = self.breaker.next_probe_at().unwrap_or(self.probe_due).min(wake_at);
         }
         wake_at
     }
@@ -393,6 +434,9 @@ impl Worker {
         self.gauges_stale = true;
         match event {
             Event::Read { window, reader, result } => self.take_read(window, reader, result),
+            Event::LookedBack { window, reader, finished, result } => {
+                self.take_look_back(window, reader, finished, result);
+            }
             Event::ReadAgain { window, reader } => {
                 if let Some(window) = self.windows.get_mut(window) {
                     window.reader = Some(reader);
@@ -441,12 +485,15 @@ impl Worker {
         // Of an assignment that is over, whether that was said or not, nothing may stay.
         self.lose(partition);
         tracing::info!(partition = %partition, watermark, "Consuming {partition} from offset {watermark}");
-        self.remember_finished(partition, watermark);
         let window = Window::new(assigned, self.boot_id, self.max_state_bytes, self.budget.clone());
         if let Claim::Fencing(boot_id) = window.claim {
             self.add_past(Past::Process(boot_id));
         }
-        self.windows.insert(window);
+        let id = self.windows.insert(window);
+        // Of a partition that begins nothing was finished.
+        if watermark > 0 {
+            self.look_back(id, watermark);
+        }
     }
 }
 

@@ -64,7 +64,7 @@ use self::{
 };
 use super::{
     AppendError, Appended, Assigned, Assignment, Checkpoint, Checkpointing, CommitError, Depth, Durability, Entry,
-    Epoch, Lease, Log, NewRecord, Partition, Position, QueueName, ReadError, Table, TableError,
+    Epoch, Lease, Log, NewRecord, Owner, Partition, Position, QueueName, ReadError, Table, TableError,
 };
 
 pub use self::{
@@ -640,6 +640,8 @@ impl Log for JournalLog {
                 end: progress.next_seq,
                 finished: progress.watermark,
                 bytes: progress.disk_bytes,
+                owner: Owner::Us,
+                held_by: None,
             }
         };
         queues.iter().map(depth).collect()

@@ -30,29 +30,34 @@ use futures_util::{
     stream::{self, BoxStream},
 };
 use tokio::{
-    sync::{mpsc, watch},
+    runtime::Handle,
+    sync::watch,
     time::{Instant, sleep, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    admin::{Admin, AdminError, Finding, NewTopic, Severity, TopicKind},
+    admin::{Admin, AdminError, Finding, NewTopic, TopicKind},
     config::Config,
-    connector::{Connector, Secure},
+    connector::Connector,
     consumers::Consumers,
     depths::Depths,
     fetcher::{Fetcher, Source},
+    inspection::Inspected,
     producer::Producer,
     record::Outgoing,
     security::{Security, SecurityError},
     table::KafkaTable,
+    turns::Heard,
 };
 use super::{
     AppendError, Appended, Assignment, Checkpoint, Checkpointing, CommitError, Depth, Durability, Entry, Epoch, Log,
-    NewRecord, Partition, QueueName, ReadError, Table, TableError,
+    NewRecord, Owner, Partition, QueueName, ReadError, Table, TableError,
 };
 
 pub mod admin;
+mod batch;
+mod beginning;
 pub mod config;
 mod connector;
 mod consumers;
@@ -60,7 +65,8 @@ mod depths;
 mod failure;
 mod fetcher;
 mod group;
-mod nodelay;
+mod inspection;
+pub mod nodelay;
 mod outbox;
 mod partitioner;
 mod producer;
@@ -73,6 +79,8 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod topics;
+mod turns;
+mod watcher;
 pub mod wire;
 
 /// Kafka's own limit for what is committed beside an offset, in characters.
@@ -114,6 +122,9 @@ struct Inner {
     source: Source,
     making: tokio::sync::Mutex<()>,
     consumers: Arc<Consumers>,
+    inspected: Inspected,
+    /// Where membership lives: not with the consumer, which may get stuck.
+    runtime: Handle,
     failure: watch::Sender<Option<String>>,
 }
 
@@ -128,25 +139,38 @@ impl KafkaLog {
         let security = Security::load(config.tls.as_ref(), config.sasl.as_ref())?;
         let depths = Arc::<Depths>::default();
         let source = Source {
-            connector: Arc::new(Connector::new(config.clone(), secure(&security))),
+            connector: Arc::new(Connector::new(config.clone(), security.clone())),
             depths: depths.clone(),
             lost: Arc::default(),
+            unreadable: Arc::default(),
             closing: CancellationToken::new(),
             patience: config.request_timeout,
         };
-        let producer = Producer::start(config.clone(), Connector::new(config.clone(), secure(&security)), depths);
-        Ok(Self {
-            inner: Arc::new(Inner {
-                config,
-                security,
-                identities,
-                producer,
-                source,
-                making: tokio::sync::Mutex::default(),
-                consumers: Arc::default(),
-                failure: watch::Sender::new(None),
-            }),
-        })
+        let producer = Producer::start(config.clone(), Connector::new(config.clone(), security.clone()), depths);
+        let inner = Arc::new(Inner {
+            config,
+            security,
+            identities,
+            producer,
+            source,
+            making: tokio::sync::Mutex::default(),
+            consumers: Arc::default(),
+            inspected: Inspected::default(),
+            runtime: Handle::current(),
+            failure: watch::Sender::new(None),
+        });
+        tokio::spawn(watcher::watch(Arc::downgrade(&inner)));
+        Ok(Self { inner })
+    }
+
+    /// What about the topics breaks a promise, or will, as far as they were looked at.
+    pub fn findings(&self) -> Vec<Finding> {
+        self.inner.inspected.all()
+    }
+
+    /// How many batches of records could not be read as others made them.
+    pub fn unreadable_batches(&self) -> u64 {
+        self.inner.source.unreadable.load(Ordering::Relaxed)
     }
 
     /// How many records were deleted by Kafka before they were read.
@@ -155,9 +179,18 @@ impl KafkaLog {
     }
 }
 
-fn secure(security: &Security) -> Secure {
-    let security = security.clone();
-    Arc::new(move |builder| security.apply_to(builder))
+/// Looks at the topics of these targets, without taking part in anything.
+pub async fn inspect(
+    config: Config,
+    targets: impl IntoIterator<Item = Arc<str>>,
+) -> Result<Vec<Finding>, SecurityError> {
+    let security = Security::load(config.tls.as_ref(), config.sasl.as_ref())?;
+    let queues = targets.into_iter().flat_map(|target| LANES.map(|lane| QueueName { target: target.clone(), lane }));
+    let tasks = queues.map(|queue| (topic_of(&config.topic, &queue).into(), TopicKind::Tasks));
+    let letters = (table::topic_of(&config.topic, table::LETTERS).into(), TopicKind::Table);
+    let topics: Vec<(Arc<str>, TopicKind)> = tasks.chain([letters]).collect();
+    let inspected = Admin::new(Arc::new(config), security).inspect(&topics).await;
+    Ok(inspected.map_or_else(|error| vec![admin::unreachable(error.to_string())], |inspection| inspection.findings))
 }
 
 /// The topic of a queue.
@@ -199,6 +232,14 @@ impl Inner {
         let topic = self.topic_of(queue);
         if self.producer.partitions(&topic).is_none() && self.config.create_topics {
             self.make_if_missing(&topic, self.make_topics(std::slice::from_ref(queue)), deadline).await?;
+        }
+        let mut verdict = self.inspected.verdict(&topic);
+        if verdict.is_none() {
+            self.look_at_topic(&topic, deadline).await?;
+            verdict = self.inspected.verdict(&topic);
+        }
+        if let Some(Err(reason)) = verdict {
+            return Err(AppendError::Unavailable { reason });
         }
         let positions = self.producer.append(&topic, records, room, deadline).await?;
         let appended = |position| Appended { position, durability: Durability::Kafka };
@@ -279,25 +320,31 @@ impl Inner {
         }
     }
 
-    /// Says what about the topics of these queues breaks a promise, or will.
-    async fn report_findings(&self, queues: &[QueueName]) {
-        let topics: Vec<(Arc<str>, TopicKind)> =
-            queues.iter().map(|queue| (self.topic_of(queue).into(), TopicKind::Tasks)).collect();
-        match Admin::new(self.config.clone(), self.security.clone()).inspect(&topics).await {
-            Ok(findings) => {
-                for Finding { code, severity, topic, message, remedy } in findings {
-                    let code = code.as_str();
-                    match severity {
-                        Severity::Error => {
-                            tracing::error!(kafka.topic = topic, code, "Topic {topic}: {message}; {remedy}")
-                        }
-                        Severity::Warning => {
-                            tracing::warn!(kafka.topic = topic, code, "Topic {topic}: {message}; {remedy}")
-                        }
-                    }
-                }
+    /// Looks at a topic before it is given its first task.
+    async fn look_at_topic(&self, topic: &str, deadline: Instant) -> Result<(), AppendError> {
+        let look = async {
+            let _looking = self.inspected.looking.lock().await;
+            if self.inspected.verdict(topic).is_some() {
+                return Ok(());
             }
-            Err(error) => tracing::warn!("The configuration of the topics cannot be checked: {error}"),
+            let mut admin = Admin::new(self.config.clone(), self.security.clone());
+            self.inspect(&mut admin, &[(topic.into(), TopicKind::Tasks)]).await
+        };
+        match timeout_at(deadline, self.source.closing.run_until_cancelled(look)).await {
+            Ok(Some(Ok(()))) => Ok(()),
+            // Where nobody may look, what is stored is as safe as whoever set it up has made it.
+            Ok(Some(Err(error))) if error.is_permanent() => Ok(()),
+            Ok(Some(Err(error))) => Err(AppendError::Unavailable { reason: error.to_string() }),
+            Ok(None) => Err(AppendError::Closed),
+            Err(_) => Err(AppendError::Unavailable { reason: self.producer.reason() }),
+        }
+    }
+
+    /// Says what about the topics breaks a promise, or will.
+    async fn report_findings(&self) {
+        let mut admin = Admin::new(self.config.clone(), self.security.clone());
+        if let Err(error) = self.inspect(&mut admin, &self.known_topics()).await {
+            tracing::warn!("The configuration of the topics cannot be checked: {error}");
         }
     }
 
@@ -311,14 +358,16 @@ impl Inner {
     ) -> Result<(), ReadError> {
         let unavailable = |failure: failure::Failure| ReadError::Unavailable { reason: failure.to_string() };
         // A client of its own: the connections of the others belong to another runtime.
-        let connector = Connector::new(self.config.clone(), secure(&self.security));
+        let connector = Connector::new(self.config.clone(), self.security.clone());
         let topic: Arc<str> = self.topic_of(&partition.queue).into();
         let topics = connector.topics().await.map_err(unavailable)?;
         let index = i32::try_from(partition.index).expect("Kafka counts partitions in 31 bits");
         if !topics.iter().any(|found| *found.name == *topic && found.partitions.contains(&index)) {
             return Ok(());
         }
-        let source = Source { connector: Arc::new(connector), ..self.source.clone() };
+        // What is read here is read again, and counted then.
+        let (lost, unreadable) = (Arc::default(), Arc::default());
+        let source = Source { connector: Arc::new(connector), lost, unreadable, ..self.source.clone() };
         let leader = source.connector.leader(&topic, partition.index).await.map_err(unavailable)?;
         let deadline = || Instant::now() + source.patience;
         let end = leader.latest(deadline()).await.map_err(unavailable)?;
@@ -363,15 +412,15 @@ impl Log for KafkaLog {
 
     fn consume(&self, queues: Vec<QueueName>) -> BoxStream<'static, Assignment> {
         let listening = (self.inner.clone(), Some(queues), None);
-        Box::pin(stream::unfold(listening, |(inner, queues, received)| async move {
+        Box::pin(stream::unfold(listening, |(inner, queues, heard)| async move {
             let closing = inner.source.closing.clone();
             let next = async {
-                let mut received: mpsc::Receiver<Assignment> = match queues {
+                let mut heard: Heard = match queues {
                     Some(queues) => inner.listen(queues).await,
-                    None => received?,
+                    None => heard?,
                 };
-                let assignment = received.recv().await?;
-                Some((assignment, (inner, None, Some(received))))
+                let assignment = heard.next().await?;
+                Some((assignment, (inner, None, Some(heard))))
             };
             closing.run_until_cancelled(next).await?
         }))
@@ -413,11 +462,18 @@ impl Log for KafkaLog {
         })
     }
 
-    /// Of the partitions that this process has appended to or consumed.
+    /// As it passed this process, and as it was told lately of what passes others.
     fn depth(&self) -> Vec<Depth> {
         let depth = |((topic, index), extent): (depths::Place, depths::Extent)| {
             let partition = Partition { queue: queue_of(&self.inner.config.topic, &topic)?, index };
-            Some(Depth { partition, end: extent.end, finished: extent.finished, bytes: 0 })
+            let depths::Extent { end, finished, owner, held_by } = extent;
+            let owner = match owner {
+                // What is held from the consumer is this process's all the same.
+                _ if held_by.is_some() || self.inner.consumers.holds(&partition) => Owner::Us,
+                Some(member) => Owner::Other(member),
+                None => Owner::Nobody,
+            };
+            Some(Depth { partition, end, finished, bytes: 0, owner, held_by })
         };
         self.inner.source.depths.all().into_iter().filter_map(depth).collect()
     }

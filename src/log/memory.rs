@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::{
     AppendError, Appended, Assigned, Assignment, Checkpoint, Checkpointing, CommitError, Depth, Durability, Entry,
-    Epoch, Lease, Log, NewRecord, Partition, Position, QueueName, ReadError, Reader, Record, Table, TableEntry,
+    Epoch, Lease, Log, NewRecord, Owner, Partition, Position, QueueName, ReadError, Reader, Record, Table, TableEntry,
     TableError,
 };
 
@@ -264,6 +264,8 @@ impl Log for MemoryLog {
             end: (kept.records.len() as u64).max(kept.finished()),
             finished: kept.finished(),
             bytes: kept.bytes() as u64,
+            owner: Owner::Us,
+            held_by: None,
         };
         state.queues.iter().map(depth).collect()
     }

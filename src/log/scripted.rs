@@ -15,8 +15,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     AppendError, Appended, Assigned, Assignment, BootTime, Checkpoint, Checkpointing, CommitError, Depth, Durability,
-    Entry, Epoch, Lease, LeaseKeeper, Log, NewRecord, Partition, Position, QueueName, ReadError, Reader, Record, Table,
-    TableError, memory::MemoryLog,
+    Entry, Epoch, Lease, LeaseKeeper, Log, NewRecord, Owner, Partition, Position, QueueName, ReadError, Reader, Record,
+    Table, TableError, memory::MemoryLog,
 };
 
 /// Leases that nobody ends last until long after the test.
@@ -41,6 +41,7 @@ struct State {
     partitions: BTreeMap<Partition, Kept>,
     consumer: Option<mpsc::UnboundedSender<Assignment>>,
     holds_commits: bool,
+    holds_tails: bool,
 }
 
 #[derive(Default)]
@@ -121,6 +122,11 @@ impl ScriptedLog {
     pub(crate) fn end_lease(&self, partition: &Partition) {
         let lease = self.shared.lock().kept(partition).lease.take();
         lease.expect("the partition is assigned").end();
+    }
+
+    /// From now on the ends of partitions are not read, or again.
+    pub(crate) fn hold_tails(&self, hold: bool) {
+        self.shared.lock().holds_tails = hold;
     }
 
     /// From now on commits are not answered, or again.
@@ -275,6 +281,9 @@ impl Log for ScriptedLog {
         _max_bytes: usize,
         _visit: &mut dyn FnMut(Entry),
     ) -> Result<(), ReadError> {
+        while self.shared.lock().holds_tails {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         Ok(())
     }
 
@@ -285,6 +294,8 @@ impl Log for ScriptedLog {
             end: kept.records.len() as u64,
             finished: kept.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.watermark),
             bytes: kept.records.iter().map(|(record, _)| record.size() as u64).sum(),
+            owner: Owner::Us,
+            held_by: None,
         };
         state.partitions.iter().map(depth).collect()
     }

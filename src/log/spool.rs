@@ -27,7 +27,10 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -49,7 +52,7 @@ use self::{
 };
 use super::{
     AppendError, Appended, Assignment, Checkpoint, Checkpointing, CommitError, Depth, Entry, Epoch, Log, NewRecord,
-    Partition, QueueName, ReadError, Table, TableError,
+    Owner, Partition, QueueName, ReadError, Record, Table, TableError,
     journal::{Disk, JournalConfig, JournalLog, JournalStats, OpenError},
 };
 
@@ -91,6 +94,8 @@ pub struct Config {
     /// Between two tries to reach a remote log that is away. Default 100 ms, growing to 5 s.
     pub min_pause: Duration,
     pub max_pause: Duration,
+    /// When a record was accepted, in milliseconds since 1970, where it says so. Default: none does.
+    pub accepted_at: fn(&Record) -> Option<i64>,
     #[cfg(test)]
     bug: Option<tests::Bug>,
 }
@@ -105,6 +110,7 @@ impl Config {
             close_within: Duration::from_secs(3),
             min_pause: Duration::from_millis(100),
             max_pause: Duration::from_secs(5),
+            accepted_at: |_| None,
             #[cfg(test)]
             bug: None,
         }
@@ -119,7 +125,15 @@ pub struct Spooled {
     pub records: u64,
     /// On disk, room that is not used yet included.
     pub bytes: u64,
+    /// When the oldest of them was accepted, in milliseconds since 1970, where that is known.
+    pub oldest_ms: Option<i64>,
     pub path: PathBuf,
+}
+
+/// What the spool counts, from zero with the process.
+#[derive(Debug, Default)]
+struct Counts {
+    forwarded: AtomicU64,
 }
 
 /// A [`Log`] that keeps for a remote one what that does not take now. Dropping it without [`Log::close`] loses
@@ -145,6 +159,7 @@ struct Inner {
     /// Where forwarders live, and what outlives the request that asked for it.
     runtime: Handle,
     closed: OnceCell<()>,
+    counts: Arc<Counts>,
 }
 
 /// A queue's line and, from its first spooled record on, its forwarder.
@@ -180,6 +195,7 @@ impl Spool {
             forwarders: TaskTracker::new(),
             runtime: Handle::current(),
             closed: OnceCell::new(),
+            counts: Arc::default(),
         });
         for spooled in inner.spooled() {
             tracing::info!(
@@ -196,6 +212,11 @@ impl Spool {
     /// Each queue of which the spool holds something: also after [`Log::close`], when it stays there.
     pub fn spooled(&self) -> Vec<Spooled> {
         self.inner.spooled()
+    }
+
+    /// Records that the remote log has acknowledged since the start of the process, of those that were here.
+    pub fn forwarded(&self) -> u64 {
+        self.inner.counts.forwarded.load(Ordering::Relaxed)
     }
 
     /// Counters of the spool's files.
@@ -217,7 +238,9 @@ impl Inner {
             let records = depth.end.saturating_sub(depth.finished);
             let queue = depth.partition.queue;
             let path = self.journal.queue_dir(&queue);
-            (records > 0).then_some(Spooled { queue, records, bytes: depth.bytes, path })
+            let branches = self.branches.read().unwrap_or_else(PoisonError::into_inner);
+            let oldest_ms = branches.get(&queue).and_then(|branch| branch.line.oldest_ms());
+            (records > 0).then_some(Spooled { queue, records, bytes: depth.bytes, oldest_ms, path })
         };
         self.journal.depth().into_iter().filter_map(held).collect()
     }
@@ -240,6 +263,7 @@ impl Inner {
                 self.remote.clone(),
                 self.config.clone(),
                 self.finishing.clone(),
+                self.counts.clone(),
             );
             let stop = self.stop.clone();
             let forwarding = async move {
@@ -402,7 +426,7 @@ impl Inner {
         for Spooled { queue, .. } in self.spooled() {
             if !depths.iter().any(|depth| depth.partition.queue == queue) {
                 let partition = Partition { queue, index: 0 };
-                depths.push(Depth { partition, end: 0, finished: 0, bytes: 0 });
+                depths.push(Depth { partition, end: 0, finished: 0, bytes: 0, owner: Owner::Us, held_by: None });
             }
         }
         depths

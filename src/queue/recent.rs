@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::{Accepted, SubmitError};
 use crate::{
     log::Durability,
-    task::{Identity, Outcome},
+    task::{Identity, Outcome, TaskId},
 };
 
 /// How many accepted tasks are remembered: 40 bytes each, with the index.
@@ -21,6 +21,9 @@ pub const CAPACITY: usize = 100_000;
 
 /// How many error texts of settled tasks are remembered.
 const ERRORS: usize = 1024;
+
+/// Of how many superseded tasks it is remembered by which: 24 bytes each, and the ids of those that took their places.
+const SUPERSEDED: usize = 8192;
 
 /// What is remembered of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +35,8 @@ pub struct Remembered {
     pub attempts: u32,
     /// The last error's text, where it is still known.
     pub last_error: Option<Box<str>>,
+    /// Of a superseded task: the one that took its place, where that is still known.
+    pub superseded_by: Option<TaskId>,
 }
 
 /// How far a task has come, as far as the ring knows.
@@ -50,6 +55,8 @@ pub struct Settled {
     pub outcome: Option<Outcome>,
     pub attempts: u32,
     pub last_error: Option<Box<str>>,
+    /// Of a superseded task: the one that took its place.
+    pub superseded_by: Option<TaskId>,
 }
 
 /// The answer to a request whose id may be known.
@@ -90,6 +97,7 @@ pub struct Recent {
     capacity: usize,
     pending: HashMap<u64, Pending>,
     errors: VecDeque<(u64, Box<str>)>,
+    superseded: VecDeque<(u64, TaskId)>,
 }
 
 impl Recent {
@@ -102,6 +110,7 @@ impl Recent {
             capacity,
             pending: HashMap::new(),
             errors: VecDeque::new(),
+            superseded: VecDeque::new(),
         }
     }
 
@@ -185,10 +194,10 @@ impl Recent {
         slot.progress = Progress::Settled(settled.outcome);
         slot.attempts = u8::try_from(settled.attempts).unwrap_or(u8::MAX);
         if let Some(error) = settled.last_error {
-            if self.errors.len() == ERRORS {
-                self.errors.pop_front();
-            }
-            self.errors.push_back((id, error));
+            push_bounded(&mut self.errors, ERRORS, (id, error));
+        }
+        if let Some(by) = settled.superseded_by {
+            push_bounded(&mut self.superseded, SUPERSEDED, (id, by));
         }
     }
 
@@ -200,7 +209,8 @@ impl Recent {
             durability: slot.durability,
             progress: slot.progress,
             attempts: u32::from(slot.attempts),
-            last_error: self.errors.iter().rev().find(|(found, _)| *found == id).map(|(_, error)| error.clone()),
+            last_error: newest(&self.errors, id),
+            superseded_by: newest(&self.superseded, id),
         })
     }
 
@@ -213,6 +223,17 @@ impl Recent {
     fn slot(&self, id: u64) -> Option<&Slot> {
         self.number(id).map(|number| &self.slots[number])
     }
+}
+
+fn push_bounded<T>(list: &mut VecDeque<T>, most: usize, item: T) {
+    if list.len() == most {
+        list.pop_front();
+    }
+    list.push_back(item);
+}
+
+fn newest<T: Clone>(list: &VecDeque<(u64, T)>, id: u64) -> Option<T> {
+    list.iter().rev().find(|(found, _)| *found == id).map(|(_, item)| item.clone())
 }
 
 fn timestamp(milliseconds: i64) -> Timestamp {
@@ -263,6 +284,7 @@ mod tests {
             outcome: Some(Outcome::Applied),
             attempts: 1,
             last_error: None,
+            superseded_by: None,
         });
         recent.finish(identity(1, 1), &Ok(accepted()));
         assert_eq!(recent.find(1).expect("it is remembered").progress, Progress::Settled(Some(Outcome::Applied)));
@@ -279,5 +301,23 @@ mod tests {
             (4000..5000).collect::<Vec<_>>()
         );
         assert_eq!(recent.index.len(), 1000);
+    }
+
+    #[test]
+    fn of_the_newest_it_is_known_what_superseded_them() {
+        let mut recent = Recent::new(2 * SUPERSEDED);
+        let by = TaskId::parse("later").expect("it is one");
+        for id in 0..=SUPERSEDED as u64 {
+            recent.remember(identity(id, id), Timestamp::UNIX_EPOCH, Durability::Local, Progress::Stored);
+            recent.settle(Settled {
+                identity: identity(id, id),
+                outcome: Some(Outcome::Superseded),
+                attempts: 0,
+                last_error: None,
+                superseded_by: Some(by.clone()),
+            });
+        }
+        let superseded_by = |id| recent.find(id).expect("it is remembered").superseded_by;
+        assert_eq!([0, 1, SUPERSEDED as u64].map(superseded_by), [None, Some(by.clone()), Some(by)]);
     }
 }

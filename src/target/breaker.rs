@@ -1,25 +1,36 @@
 //! Whether a target may be used: a state machine without a clock or IO of its own.
 //!
 //! ```text
-//!            hard signal, or 3 soft ones in a row
+//!            hard signal, or too many soft ones
 //!   closed ──────────────────────────────────────▶ open ◀─┐ probe failed: the next one later
-//!     ▲                                           │    └──┘
-//!     │ trial batch succeeded       probe succeeded│  ▲
-//!     └──────────────────── half-open ◀────────────┘  │ trial batch failed
-//!                               └─────────────────────┘
+//!     ▲                                           │  ▲ └──┘
+//!     │ as many batches           probe succeeded │  │
+//!     │ at a time as before                       ▼  │ trial batch failed
+//!    ramp ◀──────────────────────────────── half-open┤
+//!     │ ▲ │  trial batch succeeded                   │
+//!     │ └─┘ clean round trip: twice as many batches  │
+//!     └──────────────────────────────────────────────┘ as from closed
 //! ```
 //!
-//! The invariant: while it is open nothing of a task is sent, so an outage spends nothing.
+//! The invariant: while it is open nothing of a task is sent, so an outage spends nothing. There is one exception: a
+//! target that is out of memory is sent what needs none, since that is what helps it.
 
 use std::time::{Duration, Instant};
 
 use crate::retry::{Failure, FailureClass, backoff};
 
 /// Soft signals in a row that open the breaker.
-const SOFT_LIMIT: u32 = 3;
+const SOFT_IN_A_ROW: u32 = 3;
+
+/// Where more than half of at least so many batches within [`Recent::SPAN`] were soft signals, that opens it too.
+const SOFT_AMONG: u32 = 20;
 
 /// The most units in the batch that tries a target out. They should be idempotent ones.
 pub const TRIAL_UNITS: usize = 16;
+
+/// Between two steps of the ramp there is at least a pause drawn evenly from nothing to this, so that the sidecars of a
+/// fleet, which all were told by the same return, do not take theirs together.
+const RAMP_SPREAD: Duration = Duration::from_millis(500);
 
 /// What a failure says about the target as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,9 +46,8 @@ impl Signal {
     pub fn of(failure: &Failure) -> Option<Self> {
         match failure.class {
             FailureClass::Hold if &*failure.code == Failure::NO_CONNECTION => None,
-            FailureClass::Hold => Some(Self::Hard),
-            FailureClass::Ambiguous if &*failure.code == Failure::TIMEOUT => Some(Self::Soft),
-            FailureClass::Ambiguous => Some(Self::Hard),
+            FailureClass::Hold | FailureClass::Ambiguous if &*failure.code == Failure::TIMEOUT => Some(Self::Soft),
+            FailureClass::Hold | FailureClass::Ambiguous => Some(Self::Hard),
             FailureClass::Route | FailureClass::Backoff | FailureClass::Dead => None,
         }
     }
@@ -63,6 +73,16 @@ pub enum State {
         /// Whether the trial batch is under way.
         trial: bool,
     },
+    /// The trial batch succeeded; the target is used more and more.
+    Ramp {
+        reason: Failure,
+        /// The most batches at a time.
+        batches: usize,
+        /// When that began. Only what is sent from then on tells whether the target takes so many.
+        stepped_at: Instant,
+        /// Not before then more are sent.
+        next_step_at: Instant,
+    },
 }
 
 impl State {
@@ -72,8 +92,31 @@ impl State {
             Self::Closed => "closed",
             Self::Open { .. } => "open",
             Self::HalfOpen { .. } => "half_open",
+            Self::Ramp { .. } => "ramp",
         }
     }
+
+    /// What opened it, until it is closed again.
+    pub fn reason(&self) -> Option<&Failure> {
+        match self {
+            Self::Closed => None,
+            Self::Open { reason, .. } | Self::HalfOpen { reason, .. } | Self::Ramp { reason, .. } => Some(reason),
+        }
+    }
+
+    /// Whether nothing may be sent to the target, not even to help it.
+    pub fn is_shut(&self) -> bool {
+        matches!(self, Self::Open { .. }) && !self.is_out_of_memory()
+    }
+
+    /// Whether only what needs no memory may be sent.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Open { reason, .. } if is_out_of_memory(reason))
+    }
+}
+
+fn is_out_of_memory(failure: &Failure) -> bool {
+    &*failure.code == Failure::OUT_OF_MEMORY
 }
 
 /// What may be sent now.
@@ -81,9 +124,13 @@ impl State {
 pub enum Admission {
     /// Batches, over every connection.
     Free,
+    /// At most so many batches at a time.
+    Ramp(usize),
     /// One batch of at most [`TRIAL_UNITS`] idempotent units on one connection. It is granted once: its end must be
     /// reported with [`Breaker::on_batch`], [`Breaker::on_failure`] or [`Breaker::on_trial_not_sent`].
     Trial,
+    /// One batch at a time, of units that need no memory.
+    Freeing,
     /// Nothing.
     Refused,
 }
@@ -92,15 +139,16 @@ pub enum Admission {
 #[derive(Debug)]
 pub struct Breaker {
     state: State,
-    soft_signals: u32,
+    soft_in_a_row: u32,
+    recent: Recent,
     probe_cap: Duration,
     rng: fastrand::Rng,
 }
 
 impl Breaker {
     /// `probe_cap`: the longest time between two probes.
-    pub fn new(probe_cap: Duration, rng: fastrand::Rng) -> Self {
-        Self { state: State::Closed, soft_signals: 0, probe_cap, rng }
+    pub fn new(probe_cap: Duration, rng: fastrand::Rng, now: Instant) -> Self {
+        Self { state: State::Closed, soft_in_a_row: 0, recent: Recent::new(now), probe_cap, rng }
     }
 
     pub fn state(&self) -> &State {
@@ -111,10 +159,12 @@ impl Breaker {
     pub fn admit(&mut self) -> Admission {
         match &mut self.state {
             State::Closed => Admission::Free,
+            State::Ramp { batches, .. } => Admission::Ramp(*batches),
             State::HalfOpen { trial, .. } if !*trial => {
                 *trial = true;
                 Admission::Trial
             }
+            State::Open { reason, .. } if is_out_of_memory(reason) => Admission::Freeing,
             State::HalfOpen { .. } | State::Open { .. } => Admission::Refused,
         }
     }
@@ -123,35 +173,33 @@ impl Breaker {
     pub fn next_probe_at(&self) -> Option<Instant> {
         match &self.state {
             State::Open { next_probe_at, .. } => Some(*next_probe_at),
-            State::Closed | State::HalfOpen { .. } => None,
+            State::Closed | State::HalfOpen { .. } | State::Ramp { .. } => None,
         }
     }
 
-    /// A connection could not be made, or a batch failed. True: the breaker has opened by it.
+    /// A connection could not be made, or a batch failed. True: the breaker has opened by it, or shut wholly.
     ///
     /// To be told once per batch, with what [`BatchResult::target_failure`] picks: soft signals are counted.
     ///
-    /// Once open, later failures of batches that were under way change nothing: the probe alone decides.
+    /// Once shut, later failures of batches that were under way change nothing: the probe alone decides.
     ///
     /// [`BatchResult::target_failure`]: super::BatchResult::target_failure
     pub fn on_failure(&mut self, failure: &Failure, now: Instant) -> bool {
         let Some(signal) = Signal::of(failure) else { return false };
-        match &self.state {
-            State::Open { .. } => false,
-            State::HalfOpen { since, .. } => {
-                let since = *since;
-                self.open(since, failure, now);
-                true
+        let since = match &self.state {
+            State::Open { reason, .. } if !is_out_of_memory(reason) || is_out_of_memory(failure) => return false,
+            State::Open { since, .. } | State::HalfOpen { since, .. } => *since,
+            State::Closed | State::Ramp { .. } => now,
+        };
+        let on_trial = matches!(self.state, State::HalfOpen { .. });
+        if signal == Signal::Soft && !on_trial && !self.note_soft(now) {
+            if let State::Ramp { batches, stepped_at, .. } = &mut self.state {
+                (*batches, *stepped_at) = (1, now);
             }
-            State::Closed => {
-                self.soft_signals += 1;
-                let opens = signal == Signal::Hard || self.soft_signals >= SOFT_LIMIT;
-                if opens {
-                    self.open(now, failure, now);
-                }
-                opens
-            }
+            return false;
         }
+        self.open(since, failure, now);
+        true
     }
 
     /// The probe of an open target ended.
@@ -164,16 +212,27 @@ impl Breaker {
         }
     }
 
-    /// A batch ended without any signal against the target. True: the breaker has closed by it.
-    pub fn on_batch(&mut self) -> bool {
-        self.soft_signals = 0;
-        match self.state {
-            State::HalfOpen { trial: true, .. } => {
-                self.state = State::Closed;
-                true
+    /// A batch that was begun at `begun` ended without any signal against the target. `goal`: as many batches at a time
+    /// as there may be when the target is well.
+    pub fn on_batch(&mut self, begun: Instant, goal: usize, now: Instant) {
+        self.soft_in_a_row = 0;
+        self.recent.count(false, now);
+        self.state = match &self.state {
+            State::HalfOpen { trial: true, reason, .. } => {
+                State::Ramp { reason: reason.clone(), batches: 1, stepped_at: now, next_step_at: self.next_step(now) }
             }
-            State::HalfOpen { .. } | State::Closed | State::Open { .. } => false,
-        }
+            State::Ramp { reason, batches, stepped_at, next_step_at }
+                if begun >= *stepped_at && now >= *next_step_at =>
+            {
+                if *batches >= goal {
+                    State::Closed
+                } else {
+                    let (reason, batches) = (reason.clone(), (batches * 2).min(goal));
+                    State::Ramp { reason, batches, stepped_at: now, next_step_at: self.next_step(now) }
+                }
+            }
+            _ => return,
+        };
     }
 
     /// The trial batch was granted, but there was nothing to send. It may be granted again.
@@ -183,139 +242,71 @@ impl Breaker {
         }
     }
 
+    /// Nothing is left to be sent, and so nothing that should be sent slowly.
+    pub fn on_nothing_left(&mut self) {
+        if matches!(self.state, State::Ramp { .. }) {
+            self.state = State::Closed;
+        }
+    }
+
+    /// Whether there were too many soft signals with this one.
+    fn note_soft(&mut self, now: Instant) -> bool {
+        self.soft_in_a_row += 1;
+        self.recent.count(true, now);
+        self.soft_in_a_row >= SOFT_IN_A_ROW || self.recent.is_mostly_soft(now)
+    }
+
+    fn next_step(&mut self, now: Instant) -> Instant {
+        now + RAMP_SPREAD.mul_f64(self.rng.f64())
+    }
+
     fn open(&mut self, since: Instant, reason: &Failure, now: Instant) {
         let outage = now.saturating_duration_since(since);
         let next_probe_at = now + backoff::probe_interval(outage, self.probe_cap, &mut self.rng);
-        self.soft_signals = 0;
+        self.soft_in_a_row = 0;
+        self.recent = Recent::new(now);
         self.state = State::Open { since, reason: reason.clone(), next_probe_at };
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::retry::{Executed, ReasonClass};
+/// The batches of the last seconds, and how many of them were soft signals.
+#[derive(Debug)]
+struct Recent {
+    start: Instant,
+    /// Of each slot: its number, all, and soft ones.
+    slots: [(u64, u32, u32); Self::SLOTS],
+}
 
-    fn breaker() -> Breaker {
-        Breaker::new(Duration::from_secs(5), fastrand::Rng::with_seed(3))
+impl Recent {
+    const SLOTS: usize = 10;
+    const SPAN: Duration = Duration::from_secs(5);
+
+    fn new(now: Instant) -> Self {
+        Self { start: now, slots: [(0, 0, 0); Self::SLOTS] }
     }
 
-    fn refused() -> Failure {
-        Failure::hold("connection-refused", "")
+    fn number(&self, now: Instant) -> u64 {
+        let slot = Self::SPAN.as_millis() / Self::SLOTS as u128;
+        (now.saturating_duration_since(self.start).as_millis() / slot) as u64
     }
 
-    fn timeout() -> Failure {
-        Failure::ambiguous(Failure::TIMEOUT, "")
-    }
-
-    fn open(breaker: &mut Breaker, now: Instant) {
-        assert!(breaker.on_failure(&refused(), now));
-        assert_eq!(breaker.state().as_str(), "open");
-    }
-
-    fn half_open(breaker: &mut Breaker, now: Instant) {
-        open(breaker, now);
-        breaker.on_probe(Ok(()), now);
-        assert_eq!(breaker.state().as_str(), "half_open");
-    }
-
-    #[test]
-    fn hard_signals_open_at_once() {
-        let lost = Failure::ambiguous("connection-lost", "");
-        for failure in [refused(), Failure::hold("LOADING", ""), Failure::hold("OOM", ""), lost] {
-            let mut breaker = breaker();
-            assert!(breaker.on_failure(&failure, Instant::now()), "{failure:?}");
-            assert_eq!(breaker.admit(), Admission::Refused);
+    fn count(&mut self, soft: bool, now: Instant) {
+        let number = self.number(now);
+        let slot = &mut self.slots[(number % Self::SLOTS as u64) as usize];
+        if slot.0 != number {
+            *slot = (number, 0, 0);
         }
+        slot.1 += 1;
+        slot.2 += u32::from(soft);
     }
 
-    #[test]
-    fn soft_signals_open_after_three_in_a_row() {
-        let (mut breaker, now) = (breaker(), Instant::now());
-        for _ in 0..5 {
-            assert!(!breaker.on_failure(&timeout(), now));
-            assert!(!breaker.on_failure(&timeout(), now));
-            assert_eq!(breaker.admit(), Admission::Free);
-            breaker.on_batch();
-        }
-        assert!(!breaker.on_failure(&timeout(), now));
-        assert!(!breaker.on_failure(&timeout(), now));
-        assert!(breaker.on_failure(&timeout(), now));
-        assert_eq!(breaker.admit(), Admission::Refused);
-    }
-
-    #[test]
-    fn faults_of_units_and_of_our_own_open_nothing() {
-        let (mut breaker, now) = (breaker(), Instant::now());
-        let dead = Failure::dead(ReasonClass::WrongType, Executed::No, "WRONGTYPE", "");
-        for _ in 0..100 {
-            assert!(!breaker.on_failure(&dead, now));
-            assert!(!breaker.on_failure(&Failure::hold(Failure::NO_CONNECTION, ""), now));
-        }
-        assert_eq!(breaker.admit(), Admission::Free);
-    }
-
-    #[test]
-    fn probes_come_later_the_longer_it_lasts() {
-        let mut breaker = breaker();
-        let start = Instant::now();
-        open(&mut breaker, start);
-        let mut now = start;
-        for _ in 0..2_000 {
-            let next = breaker.next_probe_at().expect("an open target is probed");
-            let longest = ((now - start) / 10).clamp(backoff::MIN_PROBE_INTERVAL, Duration::from_secs(5));
-            assert!(next > now && next - now <= longest);
-            now = next;
-            breaker.on_probe(Err(&Failure::hold("LOADING", "")), now);
-        }
-        assert!(now - start > Duration::from_secs(3600));
-        match breaker.state() {
-            State::Open { since, reason, .. } => assert_eq!((*since, &*reason.code), (start, "LOADING")),
-            state => panic!("{state:?}"),
-        }
-    }
-
-    #[test]
-    fn one_trial_batch_closes_it() {
-        let (mut breaker, now) = (breaker(), Instant::now());
-        half_open(&mut breaker, now);
-        assert_eq!(breaker.next_probe_at(), None);
-        assert_eq!(breaker.admit(), Admission::Trial);
-        assert_eq!(breaker.admit(), Admission::Refused, "the trial is granted once");
-        assert!(breaker.on_batch());
-        assert_eq!(breaker.state(), &State::Closed);
-        assert_eq!(breaker.admit(), Admission::Free);
-    }
-
-    #[test]
-    fn trial_that_was_not_sent_is_granted_again() {
-        let (mut breaker, now) = (breaker(), Instant::now());
-        half_open(&mut breaker, now);
-        assert_eq!(breaker.admit(), Admission::Trial);
-        breaker.on_trial_not_sent();
-        assert_eq!(breaker.admit(), Admission::Trial);
-    }
-
-    #[test]
-    fn failed_trial_opens_it_again_and_the_outage_goes_on() {
-        let (mut breaker, start) = (breaker(), Instant::now());
-        half_open(&mut breaker, start);
-        assert_eq!(breaker.admit(), Admission::Trial);
-        let later = start + Duration::from_secs(40);
-        assert!(breaker.on_failure(&timeout(), later), "one timeout is enough for a trial");
-        let next = breaker.next_probe_at().expect("an open target is probed");
-        assert!(next - later > Duration::from_secs(3), "a tenth of 40 s, not of nothing");
-    }
-
-    #[test]
-    fn batches_that_end_after_it_opened_do_not_close_it() {
-        let (mut breaker, now) = (breaker(), Instant::now());
-        open(&mut breaker, now);
-        assert!(!breaker.on_batch());
-        assert!(!breaker.on_failure(&refused(), now + Duration::from_secs(1)));
-        assert_eq!(breaker.admit(), Admission::Refused);
-        breaker.on_probe(Ok(()), now);
-        assert!(!breaker.on_batch(), "no trial was granted yet");
-        assert_eq!(breaker.admit(), Admission::Trial);
+    fn is_mostly_soft(&self, now: Instant) -> bool {
+        let number = self.number(now);
+        let recent = self.slots.iter().filter(|(slot, ..)| slot + Self::SLOTS as u64 > number);
+        let (all, soft) = recent.fold((0, 0), |(all, soft), slot| (all + slot.1, soft + slot.2));
+        all >= SOFT_AMONG && soft * 2 > all
     }
 }
+
+#[cfg(test)]
+mod tests;

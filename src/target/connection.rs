@@ -3,7 +3,10 @@
 //! A connection belongs to one worker at a time and stays held between batches: handing it back and taking it again
 //! would cost a round trip each. It carries one batch at a time, so an atomic unit cannot meet another's commands.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 use deadpool_redis::redis::{Pipeline, Value};
 
@@ -25,6 +28,8 @@ pub struct BatchResult {
     /// The connection, if something was sent over it whose fate is not known. It may still arrive until the connection
     /// is [fenced](super::Target::fence).
     pub spoilt: Option<ConnectionName>,
+    /// From handing it over to its last reply.
+    pub took: Duration,
 }
 
 impl BatchResult {
@@ -103,11 +108,17 @@ impl Connection {
     pub async fn execute_while(&mut self, batch: Batch, may_send: impl Fn() -> bool) -> BatchResult {
         let Some(pooled) = &mut self.pooled else {
             let closed = Failure::hold(Failure::NO_CONNECTION, "the connection was closed after an earlier failure");
-            return BatchResult { results: vec![Err(closed); batch.len()], reusable: false, spoilt: None };
+            return BatchResult {
+                results: vec![Err(closed); batch.len()],
+                reusable: false,
+                spoilt: None,
+                took: Duration::ZERO,
+            };
         };
         if batch.is_empty() {
-            return BatchResult { results: Vec::new(), reusable: true, spoilt: None };
+            return BatchResult { results: Vec::new(), reusable: true, spoilt: None, took: Duration::ZERO };
         }
+        let begun = Instant::now();
         let (results, reusable) = run(pooled, batch, self.atomic_refused.as_ref(), may_send).await;
         if !reusable {
             let pooled = self.pooled.take().expect("it was there to run on");
@@ -117,7 +128,7 @@ impl Connection {
             result.as_ref().is_err_and(|failure| failure.class == FailureClass::Ambiguous)
         };
         let spoilt = results.iter().any(is_ambiguous).then_some(self.name);
-        BatchResult { results, reusable, spoilt }
+        BatchResult { results, reusable, spoilt, took: begun.elapsed() }
     }
 }
 

@@ -13,6 +13,8 @@ pub(super) struct Control {
     /// Why it does not bear that name.
     pub(super) name_refused: Option<Failure>,
     pub(super) has_absolute_ttl: bool,
+    /// Of the server that this connection is to.
+    pub(super) run_id: Option<Box<str>>,
     connection: MultiplexedConnection,
 }
 
@@ -39,11 +41,13 @@ impl Target {
         }
         let fresh = self.control_client.get_multiplexed_async_connection_with_config(&self.control_settings).await;
         let connection = fresh.map_err(|error| errors::before_sending(&error))?;
-        let mut control = Control { name: self.next_name(), name_refused: None, has_absolute_ttl: true, connection };
+        let name = self.next_name();
+        let mut control = Control { name, name_refused: None, has_absolute_ttl: true, run_id: None, connection };
         let mut questions = Pipeline::with_capacity(2);
         questions.cmd("CLIENT").arg("SETNAME").arg(control.name.to_string()).cmd("INFO").arg("server");
         let [named, info] = control.ask(&mut questions).await?;
         control.name_refused = errors::of_value(&named);
+        control.run_id = text(&info).and_then(|text| self::info(text, "run_id")).map(Into::into);
         control.has_absolute_ttl = version(&info).is_none_or(|version| version >= ABSOLUTE_TTL_SINCE);
         Ok(control)
     }

@@ -12,28 +12,14 @@ use super::{
     marker::Marker,
     version::Fence,
 };
-use crate::retry::{Failure, FailureClass, ReasonClass};
+
+use crate::{
+    finding::Severity,
+    retry::{Failure, FailureClass, ReasonClass},
+};
 
 /// Clocks further apart than this change what a TTL or a deadline means.
 const MAX_CLOCK_OFFSET_MS: u64 = 1000;
-
-/// How bad a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Severity {
-    /// Tasks are executed, and something of what is promised does not hold.
-    Warning,
-    /// Tasks, or some of them, cannot be executed.
-    Error,
-}
-
-impl Severity {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Warning => "warning",
-            Self::Error => "error",
-        }
-    }
-}
 
 /// What was found. Metrics and logs use its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

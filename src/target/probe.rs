@@ -20,8 +20,12 @@ const CANARY_TTL_MS: u32 = 60_000;
 /// What a probe of a usable target found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProbeReport {
-    /// From sending the canary write to its answer.
-    pub round_trip: Duration,
+    /// From sending a PING, among other questions that cost as little, to its answer.
+    pub ping: Duration,
+    /// What a server draws when it starts: another one after a restart or a failover. None where it does not tell.
+    pub run_id: Option<Box<str>>,
+    /// The server's memory is full: it takes only what frees some.
+    pub out_of_memory: Option<Failure>,
     /// Why the canary could not be written, where that says nothing about the tasks: the target's user may not write
     /// keys with Redrive's own prefix. Worth a warning, not a hold.
     pub canary_refused: Option<Failure>,
@@ -32,7 +36,8 @@ pub struct ProbeReport {
 }
 
 impl Target {
-    /// Asks the target whether it can take writes: that it answers, is not a replica, and accepts a canary write.
+    /// Asks the target whether it can take writes: that it answers, is not a replica, and accepts a canary write, unless
+    /// its memory is full, which the report says.
     ///
     /// The error is always a hold: what keeps the target from being used.
     ///
@@ -53,7 +58,8 @@ impl Control {
         questions.cmd("PING").cmd("ROLE").cmd("TIME");
         let (asked_at, asked) = (Timestamp::now(), Instant::now());
         let [ping, role, time] = self.ask(&mut questions).await?;
-        let answered_by = asked_at.as_microsecond() + micros(asked.elapsed() / 2);
+        let ping_took = asked.elapsed();
+        let answered_by = asked_at.as_microsecond() + micros(ping_took / 2);
         // Where PING or ROLE is not permitted the canary decides alone.
         unless_refused(&ping)?;
         unless_refused(&role)?;
@@ -66,12 +72,16 @@ impl Control {
 
         let mut canary = Pipeline::with_capacity(1);
         canary.cmd("SET").arg(key).arg("1").arg("PX").arg(CANARY_TTL_MS);
-        let sent = Instant::now();
         let [written] = self.ask(&mut canary).await?;
-        let round_trip = sent.elapsed();
+        let (canary_refused, out_of_memory) = match unless_refused(&written) {
+            Err(failure) if &*failure.code == Failure::OUT_OF_MEMORY => (None, Some(failure)),
+            written => (written?, None),
+        };
         Ok(ProbeReport {
-            round_trip,
-            canary_refused: unless_refused(&written)?,
+            ping: ping_took,
+            run_id: self.run_id.clone(),
+            canary_refused,
+            out_of_memory,
             clock_offset_ms: server_time(&time).map_or(0, |time| (time - answered_by) / 1000),
             has_absolute_ttl: self.has_absolute_ttl,
         })

@@ -11,9 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-};
+pub use prometheus::IntCounter;
+use prometheus::{Gauge, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 /// The lanes' names, in the order that [`Metrics::count_accepted`] counts by.
 pub const LANES: [&str; 3] = ["high", "normal", "low"];
@@ -46,6 +45,9 @@ pub struct Metrics {
     oldest_age: prometheus::GaugeVec,
     dead_letters: IntGaugeVec,
     breaker: IntGaugeVec,
+    limit_batches: IntGaugeVec,
+    rate_limit: prometheus::GaugeVec,
+    ping: prometheus::GaugeVec,
     clock_offset: prometheus::GaugeVec,
     startup_warning: IntGaugeVec,
     /// From the end of a request's body to its answer.
@@ -54,6 +56,12 @@ pub struct Metrics {
     pub settle_seconds: Histogram,
     pub journal_bytes: IntGauge,
     pub journal_damaged_records: IntCounter,
+    pub spool_records: IntGauge,
+    pub spool_bytes: IntGauge,
+    pub spool_oldest_age: Gauge,
+    pub spool_forwarded: IntCounter,
+    pub kafka_lost_records: IntCounter,
+    pub kafka_unreadable_batches: IntCounter,
     send_failure_rate: Gauge,
     /// Retries scheduled.
     pub retry_count: IntCounter,
@@ -79,8 +87,13 @@ pub struct TargetMetrics {
     pub tasks: [IntGauge; TASK_STATES.len()],
     pub oldest_age: Gauge,
     pub dead_letters: IntGauge,
-    /// 0 closed, 1 half open, 2 open.
+    /// 0 closed, 1 half open, 2 open, 3 ramp.
     pub breaker: IntGauge,
+    pub limit_batches: IntGauge,
+    /// 0: none.
+    pub rate_limit: Gauge,
+    /// Seconds.
+    pub ping: Gauge,
     /// Seconds that the target's clock shows more than this machine's.
     pub clock_offset: Gauge,
     startup_warning: IntGaugeVec,
@@ -90,6 +103,19 @@ pub struct TargetMetrics {
 }
 
 impl TargetMetrics {
+    /// With the same counters, and gauges that nobody sees.
+    pub fn without_gauges(self) -> Self {
+        let gauge = || IntGauge::new("unseen", "unseen").expect("the name is valid");
+        let unseen = || Gauge::new("unseen", "unseen").expect("the name is valid");
+        Self {
+            tasks: std::array::from_fn(|_| gauge()),
+            oldest_age: unseen(),
+            breaker: gauge(),
+            clock_offset: unseen(),
+            ..self
+        }
+    }
+
     /// Notes something that was found at the start. The code is of a closed set.
     pub fn warn(&self, code: &str) {
         self.startup_warning.with_label_values(&[code]).set(1);
@@ -141,16 +167,11 @@ impl Metrics {
                 "Tasks in the consumer's windows, by what they wait for.",
                 &["target", "state"],
             ),
-            oldest_age: register(
+            oldest_age: float_gauges(
                 &registry,
-                prometheus::GaugeVec::new(
-                    Opts::new(
-                        "redrive_oldest_task_age_seconds",
-                        "Seconds since the oldest unfinished task was accepted; 0 when there is none.",
-                    ),
-                    &["target"],
-                )
-                .expect("the name and label are valid"),
+                "redrive_oldest_task_age_seconds",
+                "Seconds since the oldest unfinished task was accepted; 0 when there is none.",
+                &["target"],
             ),
             dead_letters: gauges(
                 &registry,
@@ -158,27 +179,40 @@ impl Metrics {
                 "Dead letters written since the start of the process.",
                 &["target"],
             ),
-            clock_offset: register(
+            clock_offset: float_gauges(
                 &registry,
-                prometheus::GaugeVec::new(
-                    Opts::new(
-                        "redrive_clock_offset_seconds",
-                        "Seconds that the target's clock shows more than this machine's.",
-                    ),
-                    &["target"],
-                )
-                .expect("the name and label are valid"),
+                "redrive_clock_offset_seconds",
+                "Seconds that the target's clock shows more than this machine's.",
+                &["target"],
             ),
             startup_warning: gauges(
                 &registry,
                 "redrive_startup_warning",
-                "What was found at the start and may cost a promise, by code: 1 if it was found on any target.",
+                "What was found at the start and may cost a promise, by code: 1 if it was found on any target or topic.",
                 &["code"],
             ),
             breaker: gauges(
                 &registry,
                 "redrive_breaker_state",
-                "Whether writes go to the target: 0 closed (they do), 1 half open, 2 open.",
+                "Whether writes go to the target: 0 closed (they do), 1 half open, 2 open, 3 ramp (more and more do).",
+                &["target"],
+            ),
+            limit_batches: gauges(
+                &registry,
+                "redrive_limit_batches",
+                "Batches that may be on their way to the target at a time.",
+                &["target"],
+            ),
+            rate_limit: float_gauges(
+                &registry,
+                "redrive_rate_limit",
+                "Units of tasks that may be sent to the target per second; 0: no limit.",
+                &["target"],
+            ),
+            ping: float_gauges(
+                &registry,
+                "redrive_ping_seconds",
+                "Seconds that the target took to answer the last PING of a probe.",
                 &["target"],
             ),
             accept_seconds: histogram(
@@ -204,6 +238,45 @@ impl Metrics {
                 )
                 .expect("the name is valid"),
             ),
+            spool_records: register(
+                &registry,
+                IntGauge::new("redrive_spool_records", "Tasks on this disk that wait for Kafka.")
+                    .expect("the name is valid"),
+            ),
+            spool_bytes: register(
+                &registry,
+                IntGauge::new("redrive_spool_bytes", "Bytes on disk of the queues whose tasks wait for Kafka.")
+                    .expect("the name is valid"),
+            ),
+            spool_oldest_age: register(
+                &registry,
+                Gauge::new(
+                    "redrive_spool_oldest_age_seconds",
+                    "Seconds since the oldest task that waits for Kafka was accepted; 0 when there is none.",
+                )
+                .expect("the name is valid"),
+            ),
+            spool_forwarded: register(
+                &registry,
+                IntCounter::new("redrive_spool_forwarded_total", "Tasks that were on this disk and went to Kafka.")
+                    .expect("the name is valid"),
+            ),
+            kafka_lost_records: register(
+                &registry,
+                IntCounter::new(
+                    "redrive_kafka_lost_records_total",
+                    "Records that Kafka deleted before they were read: its retention is too short.",
+                )
+                .expect("the name is valid"),
+            ),
+            kafka_unreadable_batches: register(
+                &registry,
+                IntCounter::new(
+                    "redrive_kafka_unreadable_batches_total",
+                    "Batches of records that cannot be read as others made them.",
+                )
+                .expect("the name is valid"),
+            ),
             send_failure_rate: register(
                 &registry,
                 Gauge::new("kafka_send_failure_rate", "Failed appends over all appends of the last 5 minutes, 0 to 1.")
@@ -220,8 +293,11 @@ impl Metrics {
             ),
             consumer_lag: register(
                 &registry,
-                IntGauge::new("kafka_consumer_lag", "Records that were appended and are not finished.")
-                    .expect("the name is valid"),
+                IntGauge::new(
+                    "kafka_consumer_lag",
+                    "Records that were appended and are not finished, but for those that another sidecar works on.",
+                )
+                .expect("the name is valid"),
             ),
             appends: RecentRate::new(),
             refresh: OnceLock::new(),
@@ -237,6 +313,11 @@ impl Metrics {
         }
     }
 
+    /// Notes something that was found at the start, on a target or in Kafka. The code is of a closed set.
+    pub fn warn(&self, code: &str) {
+        self.startup_warning.with_label_values(&[code]).set(1);
+    }
+
     /// Handles for a target of the configuration.
     pub fn target(&self, name: &str) -> TargetMetrics {
         TargetMetrics {
@@ -246,6 +327,9 @@ impl Metrics {
             oldest_age: self.oldest_age.with_label_values(&[name]),
             dead_letters: self.dead_letters.with_label_values(&[name]),
             breaker: self.breaker.with_label_values(&[name]),
+            limit_batches: self.limit_batches.with_label_values(&[name]),
+            rate_limit: self.rate_limit.with_label_values(&[name]),
+            ping: self.ping.with_label_values(&[name]),
             clock_offset: self.clock_offset.with_label_values(&[name]),
             startup_warning: self.startup_warning.clone(),
             settle_seconds: self.settle_seconds.clone(),
@@ -298,6 +382,11 @@ fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> Int
 
 fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
     register(registry, IntGaugeVec::new(Opts::new(name, help), labels).expect("the name and labels are valid"))
+}
+
+fn float_gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::GaugeVec {
+    let gauges = prometheus::GaugeVec::new(Opts::new(name, help), labels);
+    register(registry, gauges.expect("the name and labels are valid"))
 }
 
 fn histogram(registry: &Registry, name: &str, help: &str) -> Histogram {

@@ -11,6 +11,8 @@
 //!   that the model's errors explain and no others.
 //! - [`planted`] puts bugs into the sidecar, one at a time, to show that the proof would fail with each.
 //!
+//! Some rounds have the tasks in Kafka, and the broker is killed as well.
+//!
 //! `AMBIGUITY_SEED` and `AMBIGUITY_ROUNDS` repeat a round, or make many; `AMBIGUITY_BUG` plants a bug in each, which
 //! they should find.
 
@@ -39,7 +41,7 @@ fn number_from_environment(name: &str, default: u64) -> u64 {
 
 #[test]
 fn without_faults_the_end_is_that_of_the_model() {
-    match round::run(Plan { seed: 1, faults: false, bug: "" }) {
+    match round::run(Plan { seed: 1, faults: false, kafka: false, bug: "" }) {
         Ok(summary) => eprintln!("{summary}"),
         Err(failed) => panic!("{failed}"),
     }
@@ -59,7 +61,7 @@ fn whatever_happens_the_end_is_that_of_the_model() {
                     if seed >= first + rounds {
                         return;
                     }
-                    let plan = Plan { seed, faults: true, bug: &bug };
+                    let plan = Plan { seed, faults: true, kafka: false, bug: &bug };
                     let failed = match std::panic::catch_unwind(|| round::run(plan)) {
                         Ok(Ok(summary)) => {
                             eprintln!("seed {seed}: {summary}");
@@ -78,4 +80,17 @@ fn whatever_happens_the_end_is_that_of_the_model() {
     });
     let failures = failures.into_inner().expect("nobody panicked with it");
     assert!(failures.is_empty(), "{} of {rounds} rounds failed\n{}", failures.len(), failures.join("\n\n"));
+}
+
+#[test]
+fn whatever_happens_with_kafka_the_end_is_that_of_the_model() {
+    let first = number_from_environment("AMBIGUITY_SEED", 1);
+    let rounds = number_from_environment("AMBIGUITY_KAFKA_ROUNDS", 1);
+    let bug = std::env::var("AMBIGUITY_BUG").unwrap_or_default();
+    for seed in first..first + rounds {
+        match round::run(Plan { seed, faults: true, kafka: true, bug: &bug }) {
+            Ok(summary) => eprintln!("seed {seed}: {summary}"),
+            Err(failed) => panic!("seed {seed}: {failed}"),
+        }
+    }
 }

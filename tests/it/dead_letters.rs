@@ -272,7 +272,10 @@ fn command_refused_on_many_keys_is_held_and_on_few_is_dead() {
     }
     sidecar.post(&simple("few", "SADD", &["set", "member"]));
     sidecar.post(&atomic("abort", &[&["SET", "aborted", "1"], &["PFADD", "hll", "1"]]));
-    sidecar.post(&set("behind", "set", "1"));
+    // It would take the place of what waits before it.
+    let mut behind = set("behind", "set", "1");
+    behind["coalesce"] = false.into();
+    sidecar.post(&behind);
     sidecar.wait_for_log("refuses RPUSH on many keys");
     // Other commands go on.
     sidecar.post(&set("free", "free", "1"));

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub mod broker_proxy;
 pub mod faults;
 pub mod http;
 #[allow(dead_code, reason = "shared with the tests of the library, which use the rest of it")]
@@ -19,6 +20,7 @@ pub mod resp;
 pub mod sidecar;
 pub mod task;
 
+pub use broker_proxy::BrokerProxy;
 pub use faults::{Fault, Faults};
 pub use http::Answer;
 pub use proxy::Proxy;

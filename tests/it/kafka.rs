@@ -8,10 +8,24 @@ use crate::harness::{
     rpush, run, set, simple, wait_until,
 };
 
+mod away;
+mod cluster;
+mod fleet;
+mod foreign;
+mod load;
+mod ownership;
+mod security;
+mod topics;
+
 /// Flags for a small Kafka and a group that notices soon who is gone.
-fn flags(kafka: &Kafka, topic: &str) -> Vec<String> {
+pub fn flags(kafka: &Kafka, topic: &str) -> Vec<String> {
+    flags_at(&kafka.address(), topic)
+}
+
+/// The same for a Kafka that is reached by another address than its own.
+fn flags_at(broker: &str, topic: &str) -> Vec<String> {
     let group = format!("{topic}-group");
-    let mut flags = vec![format!("--kafka-brokers={}", kafka.address())];
+    let mut flags = vec![format!("--kafka-brokers={broker}")];
     flags.extend([format!("--kafka-topic={topic}"), format!("--kafka-group={group}")]);
     let quick = [
         "--kafka-replication=1",
@@ -26,18 +40,30 @@ fn flags(kafka: &Kafka, topic: &str) -> Vec<String> {
     flags
 }
 
-fn start(redis: &Redis, kafka: &Kafka, topic: &str) -> Sidecar {
+/// Sets one of the flags in another way.
+fn change(flags: &mut Vec<String>, flag: &str) {
+    let (name, _) = flag.split_once('=').expect("a flag has a value");
+    flags.retain(|found| !found.starts_with(&format!("{name}=")));
+    flags.push(flag.to_owned());
+}
+
+pub fn start(redis: &Redis, kafka: &Kafka, topic: &str) -> Sidecar {
     let flags = flags(kafka, topic);
     Sidecar::start(&redis.url(), &flags.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
+/// What makes a long test of a short one; `make soak` sets it.
+fn number_from_environment(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |value| value.parse().expect("it is a number"))
+}
+
 /// Hands in a task, and says whether Kafka has it.
-fn reaches_kafka(sidecar: &Sidecar) -> bool {
+pub fn reaches_kafka(sidecar: &Sidecar) -> bool {
     let answer = sidecar.post(&json!({"type": "simple", "command": "SET", "args": ["probe", "1"]}));
     durability(&answer.json()) == "kafka"
 }
 
-fn durability(answer: &Value) -> &str {
+pub fn durability(answer: &Value) -> &str {
     answer["durability"].as_str().expect("an answer says where the task is")
 }
 
@@ -172,7 +198,7 @@ fn tasks_of_the_other_way_of_keeping_them_are_not_forgotten() {
     let mut in_journal = Sidecar::start(&redis.url(), &[]);
     in_journal.post(&set("waits", "key", "1"));
     in_journal.term();
-    refused(&in_journal, &[&brokers], "1 tasks in ");
+    refused(&in_journal, &[&brokers, "--role=gateway"], "a gateway makes none");
 
     let mut in_spool = start(&redis, &kafka, &unique("other"));
     in_spool.post(&set("waits", "key", "1"));

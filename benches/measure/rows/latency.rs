@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use super::super::{
     driver::{self, Shape, Until, Work},
-    processes::{self, Sidecar, free_address},
+    processes::{self, LIMITED, Sidecar, free_address},
     raw_sync,
     report::{Report, Samples},
 };
@@ -39,7 +39,8 @@ pub async fn measure(scratch: &Path, rounds: usize, report: &mut Report) -> anyh
         anyhow::ensure!(backlog.failed == 0, "{} requests were not answered 202", backlog.failed);
         sidecar.process.stop();
 
-        let sidecar = Sidecar::serving(&data, address).await?;
+        // As it is shipped: the rate ceiling is there for this.
+        let sidecar = Sidecar::serving_with(&LIMITED, &data, address).await?;
         let meanwhile = driver::open_loop(sidecar.address, 64, PER_SECOND, first + BACKLOG, TIME / 4).await?;
         anyhow::ensure!(meanwhile.failed == 0, "{} requests were not answered 202", meanwhile.failed);
         draining.push(meanwhile.millis_at(0.99));

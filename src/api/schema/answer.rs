@@ -62,6 +62,11 @@ pub(in crate::api) struct TaskStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, value_type = Option<String>)]
     pub outcome: Option<&'static str>,
+    /// Of a superseded task: the id of the later task that has replaced what it writes, so that it need not run. Absent
+    /// where that is not remembered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub superseded_by: Option<String>,
     /// Executions that counted so far.
     pub attempts: u32,
     /// When the task was accepted.
@@ -150,7 +155,7 @@ pub(in crate::api) struct TargetStatus {
     pub target: String,
     /// Without user name and password.
     pub url: String,
-    /// Whether writes go to the target: `closed` (they do), `half_open` or `open`.
+    /// Whether writes go to the target: `closed` (they do), `open`, `half_open` or `ramp` (more and more do).
     pub breaker: &'static str,
     /// While the breaker is open: since when.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -178,6 +183,68 @@ pub(in crate::api) struct TargetStatus {
     pub oldest_accepted_at: Option<Timestamp>,
 }
 
+/// What is sent to each target.
+#[derive(Serialize, ToSchema)]
+pub(in crate::api) struct BreakerList {
+    /// Every configured target whose worker answered within a second.
+    pub items: Vec<BreakerStatus>,
+}
+
+/// Whether a target is used, how much and how fast.
+#[derive(Serialize, ToSchema)]
+pub(in crate::api) struct BreakerStatus {
+    pub target: String,
+    /// `closed` (the target is used), `open` (it is only probed), `half_open` (one batch tries it out) or `ramp` (it is
+    /// used more and more).
+    pub state: &'static str,
+    /// What opened it, until it is closed again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub reason: Option<BreakerReason>,
+    /// When it came to this state.
+    #[schema(value_type = String, format = DateTime)]
+    pub since: Timestamp,
+    /// While it is open: when the target is asked again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, value_type = Option<String>, format = DateTime)]
+    pub next_probe_at: Option<Timestamp>,
+    /// Tasks that wait for the target.
+    pub held: u64,
+    /// Batches on their way now.
+    pub batches: usize,
+    /// Batches that may be on their way at a time.
+    pub limit_batches: usize,
+    /// The most units of tasks that the next batch has.
+    pub batch_units: usize,
+    /// Units sent in the last second.
+    pub rate: f64,
+    /// Units that may be sent per second. Absent: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub rate_limit: Option<f64>,
+    /// Until when less is sent because the server was started again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, value_type = Option<String>, format = DateTime)]
+    pub spared_until: Option<Timestamp>,
+    /// Milliseconds that the last PING took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub ping_ms: Option<f64>,
+    /// Milliseconds that a PING takes when all is well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub ping_baseline_ms: Option<f64>,
+}
+
+/// Why a target is not used, or not wholly.
+#[derive(Serialize, ToSchema)]
+pub(in crate::api) struct BreakerReason {
+    /// The server's error code, or one of ours such as `connection-refused`.
+    pub code: String,
+    /// What was said.
+    pub message: String,
+}
+
 /// All partitions that exist.
 #[derive(Serialize, ToSchema)]
 pub(in crate::api) struct PartitionList {
@@ -194,6 +261,15 @@ pub(in crate::api) struct PartitionStatus {
     pub end: u64,
     /// The committed watermark: every record below is finished.
     pub finished: u64,
+    /// Records from `finished` to `end`.
+    pub lag: u64,
+    /// Who works on it: `this`, `none`, or another member of the group by its id and address. In Kafka others' numbers
+    /// are as old as `kafka.metadata_refresh`.
+    pub owner: String,
+    /// Why nothing of it is read until a person says so: `no_checkpoint`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, value_type = Option<String>)]
+    pub held_by: Option<&'static str>,
     /// Bytes on disk.
     pub bytes: u64,
     /// Records in the consumer's window that are not finished.
@@ -206,6 +282,14 @@ pub(in crate::api) struct PartitionStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, value_type = Option<String>)]
     pub first_status: Option<&'static str>,
+    /// What keeps it from being made, where something does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub first_waits_for: Option<String>,
+    /// When it was accepted: the oldest unfinished task of the partition.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, value_type = Option<String>, format = DateTime)]
+    pub oldest_accepted_at: Option<Timestamp>,
 }
 
 /// A page of dead letters, newest first.

@@ -59,7 +59,8 @@ pub(in crate::api) struct TaskDocument {
     /// Orders the task with others of the same ordering key, beside its own keys.
     #[schema(nullable = false)]
     ordering_key: Option<String>,
-    /// Whether a later write of the whole key may replace this task. Default: `true`.
+    /// Whether a later write of the whole key may replace this task while it waits, and this one earlier ones; it takes a
+    /// `true` of both. A task with an `ordering_key` takes no part. Default: `true`.
     #[schema(nullable = false)]
     coalesce: Option<bool>,
     /// What the service knows of its own try. Default: `refused`.

@@ -17,7 +17,13 @@ async fn submit(world: &World, id: &str) {
 fn settle(world: &World, outcome: Option<Outcome>) {
     let stored = world.stored().pop().expect("a task is stored");
     let identity = Envelope::decode(&stored.record).expect("it can be read").identity;
-    world.state.queues.settle([Settled { identity, outcome, attempts: 2, last_error: Some("READONLY".into()) }]);
+    world.state.queues.settle([Settled {
+        identity,
+        outcome,
+        attempts: 2,
+        last_error: Some("READONLY".into()),
+        superseded_by: None,
+    }]);
 }
 
 pub fn letter(id: &str) -> DeadLetter {

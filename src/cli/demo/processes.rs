@@ -11,14 +11,25 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use rustix::process::{Pid, Signal, kill_process};
 
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Somewhat more than a sidecar gives itself.
+const STOP_PATIENCE: Duration = Duration::from_secs(25);
 
 /// A child that is killed when its handle goes.
-struct Process(Option<Child>);
+pub struct Process(Option<Child>);
 
 impl Process {
-    fn kill9(&mut self) {
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    pub fn of(child: Child) -> Self {
+        Self(Some(child))
+    }
+
+    pub fn kill9(&mut self) {
         if let Some(mut child) = self.0.take() {
             // It may have ended by itself: then there is nothing to kill.
             let _ = child.kill();
@@ -44,7 +55,7 @@ impl Redis {
     pub fn start(dir: &Path) -> anyhow::Result<Self> {
         let dir = dir.join("redis");
         std::fs::create_dir(&dir)?;
-        let mut redis = Self { process: Process(None), dir, port: free_port()? };
+        let mut redis = Self { process: Process::none(), dir, port: free_port()? };
         redis.restart()?;
         Ok(redis)
     }
@@ -60,7 +71,7 @@ impl Redis {
             .stderr(log)
             .spawn()
             .context("redis-server cannot be started: install the package redis-server or redis")?;
-        self.process = Process(Some(child));
+        self.process = Process::of(child);
         let begun = Instant::now();
         while !matches!(self.ask(&["PING"]), Ok(Reply::Text(pong)) if pong == "PONG") {
             if begun.elapsed() > PATIENCE {
@@ -132,16 +143,18 @@ pub struct Sidecar {
     process: Process,
     dir: PathBuf,
     redis_url: String,
+    /// Further ones of `serve`.
+    flags: Vec<String>,
     pub port: u16,
     pub ops_port: u16,
 }
 
 impl Sidecar {
-    pub fn start(dir: &Path, redis: &Redis) -> anyhow::Result<Self> {
-        let dir = dir.join("sidecar");
-        std::fs::create_dir(&dir)?;
-        let mut sidecar =
-            Self { process: Process(None), dir, redis_url: redis.url(), port: free_port()?, ops_port: free_port()? };
+    pub fn start(dir: &Path, redis: &Redis, flags: Vec<String>) -> anyhow::Result<Self> {
+        std::fs::create_dir(dir)?;
+        let (port, ops_port) = (free_port()?, free_port()?);
+        let (process, redis_url) = (Process::none(), redis.url());
+        let mut sidecar = Self { process, dir: dir.to_owned(), redis_url, flags, port, ops_port };
         sidecar.restart()?;
         Ok(sidecar)
     }
@@ -156,12 +169,13 @@ impl Sidecar {
             // A temporary directory may be memory, which is enough for kill -9.
             .args(["--journal-allow-volatile", "--journal-min-free-bytes", "0", "--data-dir"])
             .arg(self.dir.join("data"))
+            .args(&self.flags)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
             .context("the sidecar cannot be started")?;
-        self.process = Process(Some(child));
+        self.process = Process::of(child);
         let begun = Instant::now();
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
             if begun.elapsed() > PATIENCE {
@@ -175,13 +189,28 @@ impl Sidecar {
     pub fn kill9(&mut self) {
         self.process.kill9();
     }
+
+    /// Asks it to stop, and waits until it has.
+    pub fn stop(&mut self) -> anyhow::Result<()> {
+        let Some(mut child) = self.process.0.take() else { return Ok(()) };
+        kill_process(Pid::from_child(&child), Signal::TERM)?;
+        let begun = Instant::now();
+        while child.try_wait()?.is_none() {
+            if begun.elapsed() > STOP_PATIENCE {
+                self.process = Process::of(child);
+                bail!("the sidecar does not stop; its log is\n{}", tail(&self.dir.join("redrive.log")));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
 }
 
-fn free_port() -> io::Result<u16> {
+pub fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-fn tail(path: &Path) -> String {
+pub fn tail(path: &Path) -> String {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let lines: Vec<&str> = text.lines().rev().take(10).collect();
     lines.into_iter().rev().collect::<Vec<_>>().join("\n")

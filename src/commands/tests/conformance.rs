@@ -111,7 +111,23 @@ fn newer_commands_are_what_a_newer_server_takes_them_for() {
         let command = commands.iter().find(|command| command.name == name).expect("the server knows it");
         assert!(command.is_accepted(), "{name}");
         check_arity(name, None, command.arity);
+        // Servers of other makes may take less when they are full.
+        assert!(lookup(name.as_bytes()).expect("accepted").needs_memory || !needs_memory(command), "{name}");
     }
+}
+
+#[test]
+fn what_a_full_server_takes_is_known() {
+    let mut server = Server::start();
+    for command in server_commands(&mut server).iter().filter(|command| lookup(command.name.as_bytes()).is_ok()) {
+        let spec = lookup(command.name.as_bytes()).expect("accepted");
+        assert_eq!(spec.needs_memory, needs_memory(command), "{}", command.name);
+    }
+}
+
+/// Where only some subcommands do, all count as if.
+fn needs_memory(command: &ServerCommand) -> bool {
+    command.has("denyoom") || command.subcommands.iter().any(|subcommand| subcommand.has("denyoom"))
 }
 
 fn check_reason(command: &ServerCommand, reason: NotAccepted) {

@@ -32,6 +32,7 @@ prop_compose! {
             (any::<prop::sample::Index>(), prop::collection::vec(outcome(), 2..40)), 0..60),
         attempts in prop::collection::vec((any::<prop::sample::Index>(), 0..40_u32, 1..20_u32), 0..300),
         released in any::<bool>(),
+        word in prop_oneof![Just(0), 1..5_000_u64],
         watermark in Just(watermark),
         unfinished in Just(unfinished),
         beyond in Just(beyond),
@@ -39,7 +40,10 @@ prop_compose! {
         let unfinished: Vec<u64> = unfinished.into_iter().map(|offset| watermark + offset).collect();
         let end = unfinished.last().map_or(watermark, |last| last + 1) + beyond;
         let finished = Finished::from_unfinished(watermark, unfinished.iter().copied(), end);
-        let mut state = State { boot_id: [7; 16], released, finished, ..State::default() };
+        let mut state = State { boot_id: [7; 16], released, finished, word: watermark + word, ..State::default() };
+        if word == 0 {
+            state.word = 0;
+        }
         state.half_done.extend(pipelines.into_iter().map(|(which, units)| (*which.get(&unfinished), units)));
         let attempts = attempts.into_iter().map(|(which, unit, count)| ((*which.get(&unfinished), unit), count));
         state.attempts.extend(attempts);
@@ -61,7 +65,7 @@ proptest! {
         for offset in watermark..end + 10 {
             prop_assert_eq!(read.finished.contains(offset), state.finished.contains(offset), "{}", offset);
         }
-        prop_assert_eq!((read.half_done, read.attempts), (state.half_done, state.attempts));
+        prop_assert_eq!((read.half_done, read.attempts, read.word), (state.half_done, state.attempts, state.word));
         prop_assert_eq!((read.boot_id, read.released, read.more_may_have_run), ([7; 16], state.released, false));
     }
 
@@ -75,6 +79,7 @@ proptest! {
         let bounds = Bounds { until: asked.max(watermark), max_bytes };
         let Encoded { state: stored, until } = state.encode(watermark, bounds);
         prop_assert!(stored.len() <= max_bytes, "{} bytes", stored.len());
+        let word_len = if state.word == 0 { 0 } else { varint_len(state.word - watermark) };
         prop_assert!((watermark..=bounds.until).contains(&until));
         let read = State::decode(watermark, &stored).expect("it was written just now");
         for offset in watermark..end + 10 {
@@ -96,10 +101,11 @@ proptest! {
         let left_out = (until..end).any(|offset| state.finished.contains(offset))
             || state.half_done.range(until..).next().is_some();
         prop_assert_eq!(read.more_may_have_run, left_out);
+        prop_assert_eq!(read.word, state.word);
         if until < bounds.until {
             let longer = state.necessary(watermark, until + 1);
-            prop_assert!(longer.len() + 2 > max_bytes, "there was room for more than {}", until);
-            prop_assert!(read.attempts.is_empty() || longer.len() + 2 > max_bytes);
+            prop_assert!(longer.len() + 2 + word_len > max_bytes, "there was room for more than {}", until);
+            prop_assert!(read.attempts.is_empty() || longer.len() + 2 + word_len > max_bytes);
         }
     }
 
@@ -154,6 +160,12 @@ fn stored_form_is_stable() {
     golden.extend_from_slice(b"\x01\x02\x01\x09WRONGTYPE\x0awrong-type");
     assert_eq!(golden_state().encode(10, ALL).state, golden);
     assert_eq!(State::decode(10, &golden), Some(golden_state()));
+    let with_word = State { word: 21, ..golden_state() };
+    golden.push(11);
+    assert_eq!(with_word.encode(10, ALL).state, golden);
+    assert_eq!(State::decode(10, &golden), Some(with_word));
+    let numbers = [Outcome::Expired, Outcome::Invalidated, Outcome::Stale, Outcome::Discarded, Outcome::Superseded];
+    assert_eq!(numbers.map(|outcome| UnitEnd::Settled(outcome).number()), [3, 4, 5, 6, 7]);
 
     let bounded = golden_state().encode(10, Bounds { until: 12, max_bytes: 100 });
     let mut golden = vec![2, MORE_MAY_HAVE_RUN];

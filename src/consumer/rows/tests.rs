@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use super::*;
 use crate::{
     consumer::{
+        coalesce::Stake,
         model::{ModelRedis, Refused, seeds},
         schedule::{Schedule, UnitId},
     },
@@ -359,7 +360,7 @@ impl Case {
         let mut sealed: Option<Saved> = None;
         let mut schedule = Schedule::default();
         for (number, unit) in self.units.iter().enumerate().filter(|(number, _)| !finished[*number]) {
-            schedule.insert(unit.keys.clone(), number);
+            schedule.insert(unit.keys.clone(), Stake::NONE, &[], number);
         }
         let mut sent: Vec<(UnitId, usize, ReplayKind)> = Vec::new();
         while self.durable.finished.contains(&false) && steps_left > 0 {

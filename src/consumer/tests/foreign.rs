@@ -99,8 +99,20 @@ async fn unknown_target_is_held_and_not_dead() {
     assert!(world.letters().await.is_empty());
     until_async("it is counted as held", async || owner.overview().await.held == 1).await;
     let first = owner.overview().await.partitions[0].first.clone().expect("it is unfinished");
-    assert_eq!(first.1, WaitState::Held);
+    assert_eq!(first.state, WaitState::Held);
     let waiting = owner.find("held-1").await.expect("it waits");
     assert_eq!(waiting.state, WaitState::Held);
     assert!(waiting.held_by.is_some_and(|reason| reason.contains("not configured")));
+}
+
+#[tokio::test]
+async fn record_that_is_larger_than_any_task_is_a_dead_letter_with_its_beginning() {
+    let world = World::new(OFTEN);
+    let _owner = world.start(|_| {});
+    world.assign_and_warm_up(&partition(0)).await;
+    let offset = world.put(&partition(0), &"x".repeat(1 << 20));
+    until("it is settled", || world.watermark(&partition(0)) == offset + 1).await;
+    let letters = world.letters().await;
+    let kept = letters[0].task_base64.as_ref().expect("it is no JSON").len();
+    assert!((300 << 10..512 << 10).contains(&kept), "{kept}");
 }

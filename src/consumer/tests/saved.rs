@@ -88,13 +88,14 @@ async fn unit_above_the_cut_waits_without_a_storm_of_checkpoints() {
     for key in keys() {
         world.submit(&partition, &sketch(&key));
         let command = format!(r#"{{"command":"SET","args":["{key}","y"]}}"#);
-        world.submit(&partition, &format!(r#"{{"type":"pipeline","commands":[{command},{command}]}}"#));
+        let body = format!(r#"{{"type":"pipeline","commands":[{command},{command}],"coalesce":false}}"#);
+        world.submit(&partition, &body);
         break_all.extend([key, BROKEN_SKETCH.to_owned()]);
     }
     world.redis.cli(&break_all.iter().map(String::as_str).collect::<Vec<_>>());
     for value in ["1", "2"] {
-        let body = format!(r#"{{"type":"simple","command":"SET","args":["k","{value}","EX","1000"]}}"#);
-        world.submit(&partition, &body);
+        let command = format!(r#""command":"SET","args":["k","{value}","EX","1000"]"#);
+        world.submit(&partition, &format!(r#"{{"type":"simple",{command},"coalesce":false}}"#));
     }
     world.log.assign(&partition);
     until("the first is applied", || world.get("k") == "1").await;
@@ -115,4 +116,57 @@ async fn unit_above_the_cut_waits_without_a_storm_of_checkpoints() {
     world.redis.cli(&delete_all.iter().map(String::as_str).collect::<Vec<_>>());
     until("all is finished", || world.watermark(&partition) == 2 * PAIRS + 2).await;
     assert_eq!(world.get("k"), "2");
+}
+
+/// What a later write has replaced could be refused after that one was made: how far was read is durable before it is, and
+/// the next owner makes neither of it otherwise.
+#[tokio::test]
+async fn word_is_written_down_before_what_took_a_place_is_made() {
+    let world = World::new(ON_DEMAND);
+    let partition = partition(0);
+    world.submit(&partition, r#"{"type":"simple","command":"INCR","args":["k"]}"#);
+    // So that it takes more than one read.
+    for n in 0..8 {
+        world.submit(&partition, &set(&format!("large:{n}"), &"x".repeat(100_000)));
+    }
+    world.submit(&partition, &set("k", "text"));
+    {
+        // Nothing is sent before all is read.
+        world.redis.cli(&["CLIENT", "PAUSE", "1000"]);
+        let _first = world.start(|_| {});
+        world.log.assign(&partition);
+        until("the last one is applied", || world.get("k") == "text").await;
+        world.log.lose(&partition);
+    }
+    assert_eq!(world.state(&partition).map(|(watermark, state)| (watermark, state.word)), Some((0, 10)));
+    let _second = world.start(|config| config.policy.max_retries = 0);
+    world.log.assign(&partition);
+    world.submit(&partition, &set("behind", "1"));
+    until("all is applied", || world.get("behind") == "1").await;
+    assert_eq!(world.get("k"), "text");
+    assert_eq!(world.letters().await.len(), 0, "the first one was not made on what the last one had left");
+}
+
+#[tokio::test]
+async fn log_that_takes_its_time_to_show_its_end_holds_up_its_own_partition_only() {
+    let world = World::new(OFTEN);
+    let (old, new) = (partition(0), partition(1));
+    let first = world.start(|_| {});
+    world.assign_and_warm_up(&old).await;
+    world.submit(&old, &count("old"));
+    until("it is finished", || world.watermark(&old) == 2).await;
+    first.stop();
+    first.stopped().await;
+
+    world.log.hold_tails(true);
+    let second = world.start(|_| {});
+    world.submit(&old, &count("old"));
+    world.log.assign(&old);
+    world.submit(&new, &count("new"));
+    world.log.assign(&new);
+    until("what is elsewhere is made", || world.get("new") == "1").await;
+    assert_eq!(second.partitions().await, [0, 1], "questions are answered");
+    assert_eq!(world.get("old"), "1");
+    world.log.hold_tails(false);
+    until("and that when it is known what was finished", || world.get("old") == "2").await;
 }

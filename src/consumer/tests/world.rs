@@ -52,10 +52,11 @@ impl World {
             memory_bytes: 24 << 20,
             policy: Policy { max_retries: 3, base: Duration::from_millis(200), cap: Duration::from_secs(30) },
             outage_probe_cap: Duration::from_millis(200),
-            connections: 2,
+            limits: Limits { max_batches: 2, max_rate: 0, adaptive: true },
             boot_id: fastrand::u128(..).to_be_bytes(),
             marker_ttl: Duration::from_secs(24 * 3600),
             revoke_bound: Duration::from_secs(20),
+            is_beside: false,
         };
         configure(&mut config);
         // So long that no connection ends by itself.

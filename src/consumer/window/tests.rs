@@ -7,12 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    consumer::{
-        checkpoint::UnitEnd,
-        entry::{End, Letter, Unit},
-        rows::ReplayKind,
-        schedule::UnitId,
-    },
+    consumer::{coalesce::Stake, schedule::Keys},
     log::{Checkpointing, Entry as LogEntry, QueueName, ReadError},
     queue::Envelope,
     task::{Outcome, TaskId},
@@ -72,6 +67,7 @@ fn entry(offset: u64, units: usize) -> Entry {
         trouble: None,
         letter: Letter::None,
         may_have_run: false,
+        superseded_by: None,
     }
 }
 
@@ -169,12 +165,12 @@ fn a_full_budget_stops_reading_and_keeps_a_floor_for_each() {
     let budget = Budget::new(FLOOR);
     let (mut first, second) = (window(None, &budget), window(None, &budget));
     let mut next = 0;
-    while first.room().is_some() {
+    while first.room(false).is_some() {
         let end = next + 1;
         read(&mut first, &mut next, end, 1);
         assert!(next < 10_000, "the budget never ends it");
     }
-    assert!(second.room().is_some(), "another window has its floor");
+    assert!(second.room(false).is_some(), "another window has its floor");
     let taken = budget.used.load(Ordering::Relaxed);
     drop(first);
     assert!(taken > 0 && budget.used.load(Ordering::Relaxed) == 0, "what a window took is given back");
@@ -186,11 +182,11 @@ fn one_waiting_task_bounds_the_span_by_bytes() {
     let mut window = window(None, &budget);
     window.insert(entry(0, 1), 1);
     window.note_read(0, MAX_SPAN_BYTES / 2);
-    assert!(window.room().is_some());
+    assert!(window.room(false).is_some());
     window.note_read(1, MAX_SPAN_BYTES / 2);
-    assert_eq!(window.room(), None);
+    assert_eq!(window.room(false), None);
     finish(&mut window, 0);
-    assert!(window.room().is_some());
+    assert!(window.room(false).is_some());
 }
 
 #[test]
@@ -293,7 +289,7 @@ fn eight_thousand_offsets_are_read_whatever_they_are_and_more_if_they_can_be_des
     let most = |max_bytes, units| {
         let mut window = bounded(None, max_bytes, &budget);
         let mut next = 0;
-        while window.room().is_some() && next < 100_000 {
+        while window.room(false).is_some() && next < 100_000 {
             let end = next + 64;
             read(&mut window, &mut next, end, units);
         }
@@ -341,4 +337,117 @@ fn doubt_is_passed_on() {
     assert!(!third.may_have_run(&Envelope { accepted_at: later, ..entry(5, 1).envelope }), "it has read past it");
     let mut fourth = window(Some(third.checkpoint(OWN, true).checkpoint), &budget);
     assert!(!fourth.may_have_run(&entry(6, 1).envelope));
+}
+
+/// A SET of one key, and what it needs to take the place of another.
+fn set(key: u64, may_be_refused: bool) -> NewUnit {
+    let stake = Stake { gives_way: true, overwrites: !may_be_refused, always: true, ..Stake::NONE };
+    NewUnit {
+        keys: Keys::new([key]),
+        stake,
+        checks: Vec::new(),
+        idempotent: true,
+        kind: if may_be_refused { ReplayKind::Once } else { ReplayKind::Overwrite },
+    }
+}
+
+fn take_in(window: &mut Window, offset: u64, unit: NewUnit) {
+    let earlier = window.earlier(offset).expect("it is not finished");
+    window.take_in(entry(offset, 0), vec![unit], &earlier, Timestamp::UNIX_EPOCH);
+    window.note_read(offset, 100);
+}
+
+#[test]
+fn what_took_a_place_is_sent_when_a_checkpoint_gives_the_word_and_the_next_owner_keeps_it() {
+    let budget = Budget::new(1 << 20);
+    let mut first = window(None, &budget);
+    first.claim = Claim::Held;
+    take_in(&mut first, 0, set(1, true));
+    take_in(&mut first, 1, set(1, false));
+    take_in(&mut first, 2, set(2, false));
+    take_in(&mut first, 3, set(2, false));
+    let (node, _) = first.schedule.pop_ready().expect("the second one is ready");
+    assert!(first.lacks_word(node, 1));
+    let (other, _) = first.schedule.pop_ready().expect("the fourth one is ready");
+    assert!(!first.lacks_word(other, 3), "both may run again in any case");
+    first.word_wanted = true;
+    first.seal();
+    first.unsealed();
+    first.seal();
+    let stored = first.checkpoint(OWN, false).checkpoint;
+    assert!(first.lacks_word(node, 1), "it is not durable");
+    first.checkpointed(None);
+    assert!(!first.lacks_word(node, 1));
+
+    let mut second = window(Some(stored), &budget);
+    second.claim = Claim::Held;
+    take_in(&mut second, 0, set(1, true));
+    assert!(!second.may_send() && second.catches_up_until().is_some());
+    // That one ends as well, and says so again.
+    let mut third = window(Some(second.checkpoint(OWN, false).checkpoint), &budget);
+    third.claim = Claim::Held;
+    take_in(&mut third, 0, set(1, true));
+    take_in(&mut third, 1, set(1, false));
+    take_in(&mut third, 2, set(2, false));
+    assert!(!third.may_send());
+    take_in(&mut third, 3, set(2, false));
+    assert!(third.may_send() && third.catches_up_until().is_none());
+    let (node, _) = third.schedule.pop_ready().expect("the second one is ready");
+    assert!(!third.lacks_word(node, 1), "the word stands");
+}
+
+#[test]
+fn more_is_read_than_could_run_where_it_need_not_all_be_sent() {
+    let budget = Budget::new(64 << 20);
+    let mut window = window(None, &budget);
+    for offset in 0..READY_AHEAD as u64 {
+        take_in(&mut window, offset, set(offset, false));
+    }
+    assert_eq!(window.room(false), None);
+    assert!(window.room(true).is_some());
+}
+
+/// Takes a backlog in whose keys are as in life: the second is written half as often as the first, the third a third.
+/// Returns how many units are sent of as many tasks.
+fn sent_of_zipf(tasks: u64, keys: usize, ahead: bool) -> u64 {
+    let mut chance = fastrand::Rng::with_seed(1);
+    let mut sums: Vec<f64> = Vec::with_capacity(keys);
+    (1..=keys).for_each(|rank| sums.push(sums.last().unwrap_or(&0.0) + 1.0 / rank as f64));
+    let total = *sums.last().expect("there is a key");
+    let budget = Budget::new(24 << 20);
+    let mut window = window(None, &budget);
+    let (mut next, mut sent) = (0, 0);
+    loop {
+        while next < tasks && window.room(ahead).is_some() {
+            for _ in 0..(tasks - next).min(256) {
+                let key = sums.partition_point(|sum| *sum < chance.f64() * total) as u64;
+                let earlier = window.earlier(next).expect("it is not finished");
+                let mut task = entry(next, 0);
+                task.envelope.value = Bytes::from_static(&[b'x'; 100]);
+                window.take_in(task, vec![set(key, false)], &earlier, Timestamp::UNIX_EPOCH);
+                next += 1;
+            }
+            window.note_read(next - 1, 256 * 100);
+        }
+        if window.len() == 0 {
+            return sent;
+        }
+        let batch: Vec<_> = std::iter::from_fn(|| window.schedule.pop_ready()).take(512).collect();
+        for (node, unit) in batch {
+            sent += 1;
+            for earlier in window.finish(node) {
+                window.remove(earlier.task);
+            }
+            window.remove(unit.task);
+        }
+    }
+}
+
+/// With `REDRIVE_ZIPF_TASKS=1000000` as many tasks as an outage may leave.
+#[test]
+fn of_a_backlog_that_is_held_back_less_than_half_is_sent() {
+    let tasks = std::env::var("REDRIVE_ZIPF_TASKS").map_or(100_000, |tasks| tasks.parse().expect("a number"));
+    let ratio = |ahead| sent_of_zipf(tasks, 100_000, ahead) as f64 / tasks as f64;
+    let (held_back, at_full_speed) = (ratio(true), ratio(false));
+    assert!(held_back < 0.5 && held_back < at_full_speed, "{held_back:.3} and {at_full_speed:.3} are sent");
 }

@@ -4,12 +4,12 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
-use super::{Event, PROBE_INTERVAL, Worker};
+use super::{Event, PROBE_AGAIN, PROBE_INTERVAL, Shown, Worker};
 use crate::{
     consumer::window::Claim,
     faults,
     retry::Failure,
-    target::{FenceReport, Finding, Past, ProbeReport, breaker::State as BreakerState},
+    target::{FenceReport, Finding, Past, ProbeReport, breaker::State as BreakerState, limiter::AFTER_RESTART},
 };
 
 impl Worker {
@@ -28,8 +28,9 @@ impl Worker {
         let now = Instant::now();
         match result {
             Ok(report) => {
-                self.canary_at = Some(now);
                 self.note_clock(&report);
+                self.note_ping(&report, now);
+                self.note_server(report.run_id, now);
                 if let Some(refused) = report.canary_refused
                     && !self.canary_warned
                 {
@@ -42,49 +43,125 @@ impl Worker {
                         refused.code
                     );
                 }
-                self.breaker.on_probe(Ok(()), now);
+                match report.out_of_memory {
+                    None => {
+                        self.canary_at = Some(now);
+                        self.breaker.on_probe(Ok(()), now);
+                        self.note_state();
+                    }
+                    Some(failure) => self.note_probe_failure(&failure, now),
+                }
                 if !std::mem::replace(&mut self.known, true) {
                     let target = self.target.clone();
                     self.events.push(Box::pin(async move { Event::Inspected(target.inspect().await) }));
                 }
             }
-            Err(failure) => {
-                self.canary_at = None;
-                if !matches!(self.breaker.state(), BreakerState::Open { .. }) {
-                    self.note_target_failure(&failure, now, Timestamp::now());
-                } else {
-                    tracing::debug!(redis.target = self.target.name(), error.code = %failure.code, "{} is still not usable", self.target.name());
-                    self.breaker.on_probe(Err(&failure), now);
-                }
-            }
+            Err(failure) => self.note_probe_failure(&failure, now),
+        }
+    }
+
+    fn note_probe_failure(&mut self, failure: &Failure, now: Instant) {
+        if !matches!(self.breaker.state(), BreakerState::Open { .. }) {
+            self.note_target_failure(failure, now, Timestamp::now());
+            // One that was only late says little, and is asked again soon.
+            self.probe_due = now + PROBE_AGAIN;
+            return;
+        }
+        self.canary_at = None;
+        tracing::debug!(redis.target = self.target.name(), error.code = %failure.code, "{} is still not usable", self.target.name());
+        let was_shut = self.breaker.state().is_shut();
+        self.breaker.on_probe(Err(failure), now);
+        if was_shut != self.breaker.state().is_shut() {
+            self.log_holding(failure);
         }
     }
 
     pub(super) fn note_target_failure(&mut self, failure: &Failure, now: Instant, today: Timestamp) {
         self.canary_at = None;
+        if &*failure.code == Failure::TIMEOUT {
+            self.limiter.on_timeout(now);
+        }
         if self.breaker.on_failure(failure, now) {
             self.held_since.get_or_insert(today);
-            // What is left of the old connections is as dead as the one that failed.
-            self.idle.clear();
-            tracing::warn!(
-                redis.target = self.target.name(),
-                error.code = %failure.code,
-                "Holding the tasks of {}: {} ({})",
-                self.target.name(),
-                failure.message,
-                failure.code
-            );
+            self.limiter.on_outage();
+            if self.breaker.state().is_shut() {
+                // What is left of the old connections is as dead as the one that failed.
+                self.idle.clear();
+            }
+            self.shown = Shown { state: self.breaker.state().as_str(), since: today };
+            self.log_holding(failure);
         }
     }
 
-    pub(super) fn note_target_return(&mut self) {
-        if let Some(since) = self.held_since.take() {
-            let seconds = (Timestamp::now().as_millisecond() - since.as_millisecond()) as f64 / 1000.0;
+    /// Whether less is sent than could be: then more is read, since what a later write replaces need not be sent.
+    pub(super) fn is_held_back(&self) -> bool {
+        self.limited_until.is_some() || !matches!(self.breaker.state(), BreakerState::Closed)
+    }
+
+    fn log_holding(&self, failure: &Failure) {
+        let (target, Failure { message, code, .. }) = (self.target.name(), failure);
+        let which = if self.breaker.state().is_shut() { "" } else { " that need memory" };
+        tracing::warn!(
+            redis.target = target,
+            error.code = %code,
+            "Holding the tasks of {target}{which}: {message} ({code})"
+        );
+    }
+
+    /// Says once what state the breaker has come to. That it has opened is said with the reason.
+    pub(super) fn note_state(&mut self) {
+        let state = self.breaker.state();
+        if state.as_str() == self.shown.state {
+            return;
+        }
+        let (target, today) = (self.target.name(), Timestamp::now());
+        match state {
+            BreakerState::Open { .. } => {}
+            BreakerState::HalfOpen { .. } => {
+                tracing::info!(redis.target = target, "{target} answers again: one batch tries it out");
+            }
+            BreakerState::Ramp { .. } => {
+                let since = self.held_since.take().unwrap_or(self.shown.since);
+                let seconds = (today.as_millisecond() - since.as_millisecond()) as f64 / 1000.0;
+                tracing::info!(
+                    redis.target = target,
+                    seconds,
+                    "Released the tasks of {target} after {seconds:.1} s: from one batch at a time on"
+                );
+            }
+            BreakerState::Closed => {
+                tracing::info!(redis.target = target, "{target} is sent as many batches at a time as before");
+            }
+        }
+        self.shown = Shown { state: state.as_str(), since: today };
+    }
+
+    fn note_ping(&mut self, report: &ProbeReport, now: Instant) {
+        if !self.limiter.on_ping(report.ping, now) {
+            return;
+        }
+        let (target, millis) = (self.target.name(), report.ping.as_secs_f64() * 1000.0);
+        if self.limiter.brakes() {
             tracing::info!(
-                redis.target = self.target.name(),
-                seconds,
-                "Released the tasks of {} after {seconds:.1} s",
-                self.target.name()
+                redis.target = target,
+                ping_ms = millis,
+                "A PING to {target} took {millis:.1} ms: sending less until that is better"
+            );
+        } else {
+            tracing::info!(redis.target = target, ping_ms = millis, "{target} is sent as much per second as before");
+        }
+    }
+
+    /// Another server than the one before has empty caches, and perhaps much to load or to copy.
+    fn note_server(&mut self, run_id: Option<Box<str>>, now: Instant) {
+        let Some(run_id) = run_id else { return };
+        let before = self.run_id.replace(run_id);
+        if before.is_some() && before != self.run_id {
+            self.limiter.on_restart(now);
+            let (target, seconds) = (self.target.name(), AFTER_RESTART.as_secs());
+            tracing::info!(
+                redis.target = target,
+                "{target} was started again, or is another server: sparing it for {seconds} s"
             );
         }
     }
@@ -119,7 +196,7 @@ impl Worker {
 
     /// Cuts them, as soon as the target can be asked to.
     pub(super) fn fence(&mut self) {
-        if self.fencing || self.past.is_empty() || matches!(self.breaker.state(), BreakerState::Open { .. }) {
+        if self.fencing || self.past.is_empty() || self.breaker.state().is_shut() {
             return;
         }
         self.fencing = true;

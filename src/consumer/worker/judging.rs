@@ -15,6 +15,7 @@ use crate::{
     target::{
         BatchResult, Connection, Done, Marker, MarkerState, Past,
         command_hold::{CommandHolds, Ruling, Sending, Waiting as Parked},
+        limiter::Round,
     },
     task::Outcome,
 };
@@ -29,7 +30,8 @@ impl Worker {
     ) {
         self.in_flight -= 1;
         self.units_in_flight -= sent.len();
-        let is_cut = self.flights.remove(&flight).is_some_and(|flight| flight.is_cut);
+        let flight = self.flights.remove(&flight).expect("a batch ends once, and is known until then");
+        let is_cut = flight.is_cut;
         if !is_cut {
             // One that is being cut is not for others: it goes back to the target, which looks before it is used again.
             self.idle.extend(connection);
@@ -59,6 +61,8 @@ impl Worker {
                     self.add_past(Past::Connection(name));
                 }
                 let signal = result.target_failure().cloned();
+                let round =
+                    Round { units: sent.len(), at_limit: flight.at_limit, begun: flight.begun, took: result.took };
                 match signal {
                     // That is our own doing, and says nothing of the target.
                     Some(failure) if is_cut && &*failure.code == Failure::CONNECTION_LOST => {
@@ -66,9 +70,9 @@ impl Worker {
                     }
                     Some(failure) => self.note_target_failure(&failure, now, today),
                     None => {
-                        if self.breaker.on_batch() {
-                            self.note_target_return();
-                        }
+                        self.limiter.on_batch(round, now);
+                        self.breaker.on_batch(flight.begun, self.limiter.batches(), now);
+                        self.note_state();
                     }
                 }
                 // Backwards, so that those put back stand in their old order again.
@@ -125,6 +129,7 @@ impl Worker {
                 self.metrics.retry_count.inc();
                 window.schedule.postpone(sent.node, now + after);
                 window.note(sent.unit.task);
+                window.reconsider(sent.node);
             }
             Verdict::Suspect { after, strikes } => {
                 let entry = window.entry_mut(sent.unit.task);
@@ -213,6 +218,7 @@ impl Worker {
         let window = &mut self.windows[sent.window];
         window.entry_mut(sent.unit.task).note_failure(failure, today);
         window.schedule.put_back(sent.node);
+        window.reconsider(sent.node);
     }
 
     /// The command was refused: this may be the task's fault or the target's.

@@ -17,7 +17,7 @@ use crate::{
         windows::WindowId,
     },
     log::{CommitError, Partition},
-    target::{Past, breaker::State as BreakerState},
+    target::Past,
 };
 
 impl Worker {
@@ -55,7 +55,7 @@ impl Worker {
     /// Gives up the partitions of which nothing is under way any more, or for too long.
     pub(super) fn give_up_revoked(&mut self, now: Instant) {
         // A target that does not answer cannot be asked to cut anything: that is left to the next owner.
-        let is_fencing = !self.past.is_empty() && !matches!(self.breaker.state(), BreakerState::Open { .. });
+        let is_fencing = !self.past.is_empty() && !self.breaker.state().is_shut();
         let has_ended =
             |window: &Window| window.in_flight == 0 && window.writing == 0 && !window.committing && !is_fencing;
         let over: Vec<WindowId> = self

@@ -1,29 +1,40 @@
 //! Taking records into windows: what a record says, and what an earlier process had done of it.
 
+use std::time::Instant;
+
 use jiff::Timestamp;
 
 use super::{Event, PAUSE, Worker};
 use crate::{
-    commands::Class,
     consumer::{
-        checkpoint::UnitEnd,
-        entry::{End, Entry, Letter, Unit, UnitRef, remembered_failure},
+        entry::{Entry, Letter},
         prepared::Prepared,
-        rows::ReplayKind,
-        schedule::{Keys, UnitId},
         timing::Due,
+        units,
         windows::WindowId,
     },
     log::{Entry as LogEntry, Partition, ReadError, Reader},
     queue::{Envelope, REFILL_BYTES, REFILL_RECORDS, envelope::EnvelopeError, recent::Settled},
     retry::{Executed, Failure, ReasonClass},
-    task::{Outcome, Refusal, RefusalKind, Task, TaskId},
+    task::{Identity, Outcome, Refusal, RefusalKind, Task, TaskId},
 };
 
+/// What is kept of a record of another producer that is no task. It is a third more in a letter.
+const MAX_REFUSED_BYTES: usize = 320 * 1024;
+
 impl Worker {
-    pub(super) fn read(&mut self) {
+    pub(super) fn read(&mut self, now: Instant) {
+        let ahead = self.is_held_back();
         for (id, window) in self.windows.iter_mut() {
-            if let Some(max_bytes) = window.room()
+            if window.catches_up_until().is_some_and(|until| until <= now) {
+                tracing::warn!(
+                    partition = %window.partition,
+                    "Not all that was read of {} before was read again in time: a write that a later one has replaced may be made before that one is made again",
+                    window.partition
+                );
+                window.stop_catching_up();
+            }
+            if let Some(max_bytes) = window.room(ahead)
                 && let Some(mut reader) = window.reader.take()
             {
                 let gate = window.gate.clone();
@@ -49,7 +60,9 @@ impl Worker {
             Err(ReadError::Closed) => return,
             Err(error) => {
                 let (partition, gate) = (&window.partition, window.gate.clone());
-                tracing::warn!(partition = %partition, "Reading {partition} failed, trying again: {error}");
+                if !std::mem::replace(&mut window.reading_fails, true) {
+                    tracing::warn!(partition = %partition, "Reading {partition} failed, trying again: {error}");
+                }
                 self.events.push(Box::pin(async move {
                     match gate.run_until_closed(tokio::time::sleep(PAUSE)).await {
                         Some(()) => Event::ReadAgain { window: id, reader },
@@ -60,6 +73,7 @@ impl Worker {
             }
         };
         window.reader = Some(reader);
+        window.reading_fails = false;
         let bytes = entries.iter().map(|entry| entry.record.size() as u64).sum();
         let Some(last) = entries.last().map(|entry| entry.offset) else { return };
         let now = Timestamp::now();
@@ -84,7 +98,8 @@ impl Worker {
                         // One that is refused for good may have an id that belongs to another task's dead letter.
                         let waits = refusal.kind == RefusalKind::UnknownTarget;
                         let named = waits.then(|| named_id(&record.value)).flatten();
-                        let envelope = Envelope::of_unreadable(named.unwrap_or(made_id), accepted_at, record.value);
+                        let value = as_much_as_a_letter_takes(partition, offset, record.value);
+                        let envelope = Envelope::of_unreadable(named.unwrap_or(made_id), accepted_at, value);
                         return self.refuse(id, offset, envelope, &refusal);
                     }
                 }
@@ -102,7 +117,13 @@ impl Worker {
     fn admit_envelope(&mut self, number: WindowId, offset: u64, mut envelope: Envelope, now: Timestamp) {
         let Some(earlier) = self.windows[number].earlier(offset) else {
             self.remember(&envelope);
-            self.settled.push(Settled { identity: envelope.identity, outcome: None, attempts: 0, last_error: None });
+            self.settled.push(Settled {
+                identity: envelope.identity,
+                outcome: None,
+                attempts: 0,
+                last_error: None,
+                superseded_by: None,
+            });
             return;
         };
         if self.is_duplicate(&envelope, now) {
@@ -121,74 +142,24 @@ impl Worker {
             }
             Err(refusal) => return self.refuse(number, offset, envelope, &refusal),
         };
-        let ordering_key =
-            task.ordering_key.as_ref().map(|key| xxhash_rust::xxh3::xxh3_64_with_seed(key.as_bytes(), 1));
         let due = Due::of(&task, envelope.accepted_at, envelope.late);
-        let units: Vec<(Keys, bool, ReplayKind)> = task
-            .operation
-            .units()
-            .enumerate()
-            .map(|(place, unit)| {
-                let hashes = unit.keys.iter().map(|key| xxhash_rust::xxh3::xxh3_64(key.bytes));
-                // A unit whose keys are not known stays a barrier: the ordering key adds an order and removes none.
-                let ordering_key = ordering_key.filter(|_| !unit.is_barrier());
-                let keys = Keys::new(hashes.chain(ordering_key));
-                (keys, task.idempotent || unit.class == Class::Idempotent, ReplayKind::of(&task, place, &unit, &due))
-            })
-            .collect();
+        let units = units::of_task(&task, &due, self.hash_seed);
         let entry = Entry {
             offset,
             max_retries: task.max_retries.or(envelope.max_retries).unwrap_or(self.policy.max_retries),
-            units: Vec::with_capacity(units.len()),
+            units: Vec::new(),
             open: 0,
-            keys: units.iter().map(|(keys, ..)| keys.len()).sum(),
+            keys: units.iter().map(|unit| unit.keys.len()).sum(),
             trouble: None,
             letter: Letter::None,
             may_have_run: self.windows[number].may_have_run(&envelope),
+            superseded_by: None,
             prepared: if envelope.late.is_none() { Prepared::of(&task, &value, envelope.accepted_at) } else { None },
             envelope,
         };
         let window = &mut self.windows[number];
-        let slot = window.insert(entry, units.len());
-        for (place, (keys, idempotent, kind)) in units.into_iter().enumerate() {
-            let end = match earlier.units.get(place) {
-                Some(UnitEnd::Settled(outcome)) => Some(End::Settled(*outcome)),
-                Some(UnitEnd::Dead { code, reason }) => {
-                    let (failure, reason) = remembered_failure(code, reason);
-                    window.entry_mut(slot).note_death(place as u32, &failure, reason, now);
-                    Some(End::Dead)
-                }
-                Some(UnitEnd::Unfinished) | None => None,
-            };
-            let attempts =
-                earlier.attempts.iter().find(|(unit, _)| *unit as usize == place).map_or(0, |(_, attempts)| *attempts);
-            let reference = UnitRef { task: slot, unit: place as u32 };
-            let node = match end {
-                None => window.schedule.insert(keys, reference),
-                Some(_) => UnitId::NONE,
-            };
-            let entry = window.entry_mut(slot);
-            entry.open += usize::from(end.is_none());
-            entry.units.push(Unit {
-                node,
-                idempotent,
-                kind,
-                attempts,
-                strikes: 0,
-                suspect: false,
-                refused: false,
-                parked: false,
-                end,
-            });
-        }
-        if !earlier.units.is_empty() || !earlier.attempts.is_empty() {
-            window.note(slot);
-        }
-        let entry = window.entry_mut(slot);
-        if entry.is_dead() {
-            // Written by the last process, which may have ended before it could say how the other units did.
-            entry.letter = Letter::Written { outdated: true };
-        }
+        let slot = window.take_in(entry, units, &earlier, now);
+        let entry = window.entry(slot);
         if entry.open == 0 {
             self.finish(number, slot, now);
         }
@@ -218,21 +189,53 @@ impl Worker {
         seen.remember(envelope.identity, envelope.accepted_at);
     }
 
-    /// Remembers what was finished before a partition was taken over, as far as its log still has it.
-    pub(super) fn remember_finished(&self, partition: &Partition, watermark: u64) {
-        let result = self.log.tail(partition, REFILL_RECORDS, REFILL_BYTES, &mut |entry| {
-            if entry.offset < watermark
-                && let Ok(envelope) = Envelope::decode(&entry.record)
-            {
-                self.remember(&envelope);
-            }
+    /// Finds out what was finished before a partition was taken over, as far as its log still has it. Nothing of the
+    /// partition is read before; everything else goes on, as a log may take its time to answer.
+    pub(super) fn look_back(&mut self, id: WindowId, watermark: u64) {
+        let window = &mut self.windows[id];
+        let Some(reader) = window.reader.take() else { return };
+        let (log, partition, gate) = (self.log.clone(), window.partition.clone(), window.gate.clone());
+        let looking = tokio::task::spawn_blocking(move || {
+            let mut finished = Vec::new();
+            let result = log.tail(&partition, REFILL_RECORDS, REFILL_BYTES, &mut |entry| {
+                if entry.offset < watermark
+                    && let Ok(envelope) = Envelope::decode(&entry.record)
+                {
+                    finished.push((envelope.identity, envelope.accepted_at));
+                }
+            });
+            (finished, result)
         });
+        self.events.push(Box::pin(async move {
+            match gate.run_until_closed(looking).await {
+                Some(Ok((finished, result))) => Event::LookedBack { window: id, reader, finished, result },
+                Some(Err(panic)) => {
+                    let result = Err(ReadError::Unavailable { reason: panic.to_string() });
+                    Event::LookedBack { window: id, reader, finished: Vec::new(), result }
+                }
+                None => Event::Closed,
+            }
+        }));
+    }
+
+    pub(super) fn take_look_back(
+        &mut self,
+        id: WindowId,
+        reader: Box<dyn Reader>,
+        finished: Vec<(Identity, Timestamp)>,
+        result: Result<(), ReadError>,
+    ) {
+        let Some(window) = self.windows.get_mut(id).filter(|window| window.leaving.is_none()) else { return };
+        window.reader = Some(reader);
         if let Err(error) = result {
+            let partition = &window.partition;
             tracing::warn!(
                 partition = %partition,
                 "The end of {partition} could not be read, so tasks that were stored twice may run twice: {error}"
             );
         }
+        let mut seen = self.seen.lock().expect("nothing panics while it holds this lock");
+        finished.into_iter().for_each(|(identity, accepted_at)| seen.remember(identity, accepted_at));
     }
 
     /// A record is no task by the rules of this process. Where that is only because it does not know the target, another
@@ -275,6 +278,20 @@ impl Worker {
     }
 }
 
+/// A record of another producer may be larger than any task, and than what a dead letter has room for.
+fn as_much_as_a_letter_takes(partition: &Partition, offset: u64, value: bytes::Bytes) -> bytes::Bytes {
+    if value.len() <= MAX_REFUSED_BYTES {
+        return value;
+    }
+    tracing::warn!(
+        partition = %partition,
+        offset,
+        "Of the {} bytes of record {offset} of {partition}, which is no task, its dead letter has {MAX_REFUSED_BYTES}",
+        value.len()
+    );
+    value.slice(..MAX_REFUSED_BYTES)
+}
+
 /// When a record was accepted that does not say so: as its log says, which is the same each time it is read, or now. A
 /// producer's clock may be ahead of ours, or there may be none.
 fn appended_at(milliseconds: Option<i64>, now: Timestamp) -> Timestamp {
@@ -310,5 +327,6 @@ fn without_units(offset: u64, envelope: Envelope) -> Entry {
         trouble: None,
         letter: Letter::None,
         may_have_run: false,
+        superseded_by: None,
     }
 }

@@ -7,28 +7,41 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{CANARY_FRESH, Event, Flight, LANE_WEIGHTS, Sent, TRIAL_SEARCH, Worker};
+use super::{CANARY_FRESH, Event, Flight, Sent, TRIAL_SEARCH, Worker};
 use crate::{
     consumer::{
         entry::UnitRef,
         plan::{Moment, Plan},
         schedule::UnitId,
+        turns::{Ready, Turn, Turns},
         window::{Gate, Window},
         windows::WindowId,
     },
     faults,
     retry::Failure,
     target::{
-        Batch, MAX_BATCH_BYTES, MAX_BATCH_UNITS,
+        Batch, MAX_BATCH_BYTES,
         breaker::{Admission, State as BreakerState, TRIAL_UNITS},
         command_hold::Sending,
     },
+    task::Lane,
 };
+
+/// Which of the ready units a batch is made of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    Any,
+    /// Idempotent ones, where there is a choice: a trial of the target should not be one of what cannot be repeated.
+    Idempotent,
+    /// Those that a target takes whose memory is full. The others are held.
+    Freeing,
+}
 
 /// A batch in the making.
 struct Draft {
     batch: Batch,
     sent: Vec<Sent>,
+    choice: Choice,
     /// When it was begun: what is still true then is sent.
     now: Instant,
     today: Timestamp,
@@ -36,8 +49,10 @@ struct Draft {
 
 impl Worker {
     pub(super) fn send(&mut self, now: Instant) {
+        self.limited_until = None;
         let probe_at = self.breaker.next_probe_at().unwrap_or(self.probe_due);
-        if probe_at <= now && self.has_work() {
+        let is_open = matches!(self.breaker.state(), BreakerState::Open { .. });
+        if probe_at <= now && self.has_work() || !is_open && self.limiter.wants_ping(now) {
             self.probe();
         }
         if !self.known {
@@ -48,31 +63,45 @@ impl Worker {
             // What may still arrive must not arrive after anything that is sent now.
             return self.fence();
         }
+        if !self.breaker.state().is_out_of_memory() {
+            self.windows.values_mut().for_each(|window| window.schedule.release_held());
+        }
         if !self.has_ready() {
             return;
         }
         if self.windows.values().any(|window| window.schedule.apart_len() > 0) {
             match self.breaker.state() {
-                BreakerState::Closed => return self.send_suspect(now),
+                BreakerState::Closed | BreakerState::Ramp { .. } => return self.send_suspect(now),
                 // A probe has just succeeded, and where nothing else is ready a suspect is the trial.
                 BreakerState::HalfOpen { .. } if !self.has_ordinary() => return self.send_suspect(now),
                 BreakerState::HalfOpen { .. } | BreakerState::Open { .. } => {}
             }
         }
-        while self.in_flight < self.connections && self.has_ordinary() {
-            let (units, trial) = match self.breaker.admit() {
-                Admission::Free => (MAX_BATCH_UNITS, false),
-                Admission::Trial => (TRIAL_UNITS, true),
+        while self.has_ordinary() {
+            let wanted = self.windows.values().map(|window| window.schedule.ready_len()).sum();
+            let granted = match self.limiter.grant(wanted, now) {
+                Ok(granted) => granted,
+                Err(until) => {
+                    self.limited_until = Some(until);
+                    return;
+                }
+            };
+            let (batches, units, choice) = match self.breaker.admit() {
+                Admission::Free => (self.limiter.batches(), granted, Choice::Any),
+                Admission::Ramp(batches) => (batches.min(self.limiter.batches()), granted, Choice::Any),
+                Admission::Trial => (usize::MAX, granted.min(TRIAL_UNITS), Choice::Idempotent),
+                Admission::Freeing => (1, granted, Choice::Freeing),
                 Admission::Refused => return,
             };
-            let draft = self.gather(units, trial, now);
-            if draft.sent.is_empty() {
-                if trial {
-                    self.breaker.on_trial_not_sent();
-                }
+            if self.in_flight >= batches {
                 return;
             }
-            self.start_batch(draft);
+            let draft = self.gather(units, choice, now);
+            if draft.sent.is_empty() {
+                self.breaker.on_trial_not_sent();
+                return;
+            }
+            self.start_batch(draft, batches);
         }
     }
 
@@ -104,66 +133,73 @@ impl Worker {
             .filter(|(_, window)| window.may_send())
             .find_map(|(id, window)| window.schedule.pop_apart().map(|(node, unit)| (id, node, unit)));
         if let Some((id, node, unit)) = suspect {
-            let mut draft = self.draft(now);
+            let mut draft = self.draft(Choice::Any, now);
             self.push(id, node, unit, &mut draft);
             if let [only] = draft.sent.as_mut_slice() {
                 only.on_trial = true;
-                return self.start_batch(draft);
+                return self.start_batch(draft, 1);
             }
         }
         self.breaker.on_trial_not_sent();
     }
 
-    fn draft(&self, now: Instant) -> Draft {
-        Draft { batch: self.target.batch(), sent: Vec::new(), now, today: Timestamp::now() }
+    fn draft(&self, choice: Choice, now: Instant) -> Draft {
+        Draft { batch: self.target.batch(), sent: Vec::new(), choice, now, today: Timestamp::now() }
     }
 
-    /// Collects ready units of all lanes, by their weights.
-    fn gather(&mut self, units: usize, trial: bool, now: Instant) -> Draft {
-        let mut draft = self.draft(now);
-        let order = self.lanes();
-        let all: usize = order.iter().map(|(_, weight)| weight).sum();
-        // First each lane its share, then whoever has more.
-        for round in 0..2 {
-            for (number, weight) in &order {
-                let share = if round == 0 { (units * weight / all.max(1)).max(1) } else { units };
-                let mut taken = 0;
-                while taken < share && draft.sent.len() < units && draft.batch.bytes() < MAX_BATCH_BYTES {
-                    let window = &mut self.windows[*number];
-                    let next = if trial {
-                        let (schedule, entries) = window.schedule_and_entries();
-                        // A trial of the target should not be one of what cannot be repeated, where there is a choice.
-                        schedule
-                            .pop_ready_if(TRIAL_SEARCH, |unit| entries.is_idempotent(unit))
-                            .or_else(|| draft.sent.is_empty().then(|| schedule.pop_ready()).flatten())
-                    } else {
-                        window.schedule.pop_ready()
-                    };
-                    let Some((node, unit)) = next else { break };
-                    if self.would_overflow(&draft.batch, *number, unit) {
-                        self.windows[*number].schedule.put_back(node);
-                        return draft;
-                    }
-                    self.push(*number, node, unit, &mut draft);
-                    taken += 1;
-                }
+    /// Collects ready units of all lanes, each in its turn.
+    fn gather(&mut self, units: usize, choice: Choice, now: Instant) -> Draft {
+        let mut draft = self.draft(choice, now);
+        let mut lanes = self.lanes();
+        while draft.sent.len() < units && draft.batch.bytes() < MAX_BATCH_BYTES {
+            let Some((turn, number)) = self.next_turn(&lanes) else { break };
+            let (schedule, entries) = self.windows[number].schedule_and_entries();
+            let next = match choice {
+                Choice::Idempotent => schedule
+                    .pop_ready_if(TRIAL_SEARCH, |unit| entries.is_idempotent(unit))
+                    .or_else(|| draft.sent.is_empty().then(|| schedule.pop_ready()).flatten()),
+                Choice::Any | Choice::Freeing if turn.again => schedule.pop_again(),
+                Choice::Any | Choice::Freeing => schedule.pop_ready(),
+            };
+            let Some((node, unit)) = next else {
+                lanes[turn.lane].retain(|other| *other != number);
+                continue;
+            };
+            if self.would_overflow(&draft.batch, number, unit) {
+                self.windows[number].schedule.put_back(node);
+                break;
+            }
+            let before = draft.sent.len();
+            self.push(number, node, unit, &mut draft);
+            // What came to its end without being sent was nobody's turn.
+            if draft.sent.len() > before {
+                self.turns.sent(turn);
             }
         }
         draft
     }
 
-    /// The windows that have something ready, the most urgent lane first, with their weights.
-    fn lanes(&self) -> Vec<(WindowId, usize)> {
-        let mut order = Vec::with_capacity(LANE_WEIGHTS.len());
-        for (lane, weight) in LANE_WEIGHTS {
-            for (number, window) in self.windows.iter() {
-                if window.partition.queue.lane == lane.as_str() && window.schedule.ready_len() > 0 && window.may_send()
-                {
-                    order.push((number, weight));
-                }
-            }
+    /// The windows that may be sent from, by lane.
+    fn lanes(&self) -> [Vec<WindowId>; Lane::ALL.len()] {
+        let mut lanes: [Vec<WindowId>; Lane::ALL.len()] = Default::default();
+        for (windows, lane) in lanes.iter_mut().zip(Turns::lanes()) {
+            let of_lane = self.windows.iter().filter(|(_, window)| window.partition.queue.lane == lane.as_str());
+            windows.extend(of_lane.filter(|(_, window)| window.may_send()).map(|(number, _)| number));
         }
-        order
+        lanes
+    }
+
+    /// Whose turn it is, if anybody has something ready.
+    fn next_turn(&mut self, lanes: &[Vec<WindowId>; Lane::ALL.len()]) -> Option<(Turn, WindowId)> {
+        let windows = &self.windows;
+        let fresh = |number: &WindowId| windows[*number].schedule.fresh_len() > 0;
+        let again = |number: &WindowId| windows[*number].schedule.ready_len() > windows[*number].schedule.fresh_len();
+        let ready = lanes.each_ref().map(|lane| Ready { fresh: lane.iter().any(fresh), again: lane.iter().any(again) });
+        let turn = self.turns.next(ready)?;
+        let has_some = |number: &&WindowId| if turn.again { again(number) } else { fresh(number) };
+        let count = lanes[turn.lane].iter().filter(has_some).count();
+        let place = self.turns.partition(turn.lane, count);
+        lanes[turn.lane].iter().filter(has_some).nth(place).map(|number| (turn, *number))
     }
 
     /// Whether a unit would make a batch larger than what the response timeout allows for. One alone never does.
@@ -178,7 +214,9 @@ impl Worker {
         let entry = window.entry(unit.task);
         let state = &entry.units[unit.unit as usize];
         let may_run = window.rows.may_run(window.schedule.keys(node), state.kind);
-        if !may_run && !faults::planted("no-wait-for-checkpoint") {
+        let lacks_word = window.lacks_word(node, entry.offset);
+        if (!may_run || lacks_word) && !faults::planted("no-wait-for-checkpoint") {
+            window.word_wanted |= lacks_word;
             return window.schedule.wait_for_checkpoint(node);
         }
         let refused = state.refused;
@@ -200,8 +238,20 @@ impl Worker {
         };
         let sending = match plan {
             Plan::Send(sending) => sending,
-            Plan::Settle(outcome) => return self.end_unit(number, node, unit, outcome, draft.today),
+            Plan::Settle(outcome) => {
+                if entry.units.len() > 1 {
+                    // After a crash nobody knows whether what stands before it in its pipeline was sent, and it is: to
+                    // remove that.
+                    let (offset, kind) = (entry.offset, state.kind);
+                    self.windows[number].note_run(node, kind, offset);
+                }
+                return self.end_unit(number, node, unit, outcome, draft.today);
+            }
         };
+        if draft.choice == Choice::Freeing && sending.needs_memory() {
+            window.schedule.hold(node);
+            return window.reconsider(node);
+        }
         let (command, outcome) = (sending.command, sending.outcome);
         match self.holds.may_send(command, draft.now) {
             Sending::Free if refused => return self.condemn(number, node, unit),
@@ -218,8 +268,10 @@ impl Worker {
         draft.sent.push(Sent { window: number, node, unit, command, outcome, on_trial: false });
     }
 
-    fn start_batch(&mut self, Draft { batch, sent, .. }: Draft) {
+    /// `batches`: how many may be under way at a time.
+    fn start_batch(&mut self, Draft { batch, sent, now, .. }: Draft, batches: usize) {
         self.in_flight += 1;
+        self.limiter.spend(sent.len(), now);
         self.units_in_flight += sent.len();
         let held = self.idle.pop();
         let target = self.target.clone();
@@ -230,7 +282,9 @@ impl Worker {
         let name = Arc::new(OnceLock::new());
         let flight = self.next_flight;
         self.next_flight += 1;
-        self.flights.insert(flight, Flight { windows, connection: name.clone(), is_cut: false });
+        let at_limit = self.in_flight >= batches;
+        let connection = name.clone();
+        self.flights.insert(flight, Flight { windows, connection, begun: now, at_limit, is_cut: false });
         self.events.push(Box::pin(async move {
             let mut connection = match held {
                 Some(connection) => connection,
@@ -246,7 +300,11 @@ impl Worker {
                 return Event::Batch { flight, sent, connection: Some(connection), result: Err(over) };
             }
             name.get_or_init(|| connection.name());
-            faults::hit("before-send");
+            let may_send = || {
+                let may_send = may_send();
+                faults::hit("before-send");
+                may_send
+            };
             let result = connection.execute_while(batch, may_send).await;
             faults::hit("after-send");
             let connection = result.reusable.then_some(connection);

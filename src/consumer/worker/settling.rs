@@ -30,7 +30,21 @@ impl Worker {
         today: Timestamp,
     ) {
         let window = &mut self.windows[number];
-        window.schedule.finish(node);
+        let superseded = window.finish(node);
+        if superseded.is_empty() {
+            return self.note_end(number, unit, outcome, today);
+        }
+        // All of them here and now, so that they are in the same checkpoint.
+        let by = window.entry(unit.task).envelope.id.clone();
+        self.note_end(number, unit, outcome, today);
+        for earlier in superseded {
+            self.windows[number].entry_mut(earlier.task).superseded_by = Some(by.clone());
+            self.note_end(number, earlier, Outcome::Superseded, today);
+        }
+    }
+
+    fn note_end(&mut self, number: WindowId, unit: UnitRef, outcome: Outcome, today: Timestamp) {
+        let window = &mut self.windows[number];
         let entry = window.entry_mut(unit.task);
         entry.units[unit.unit as usize].end = Some(End::Settled(outcome));
         entry.letter.outdate();
@@ -116,7 +130,7 @@ impl Worker {
         let (open, offset) = (entry.open, entry.offset);
         for (node, kind) in dead {
             window.note_run(node, kind, offset);
-            window.schedule.finish(node);
+            window.give_way(node);
         }
         if open == 0 {
             self.settle(number, task);
@@ -175,6 +189,18 @@ impl Worker {
                 "Applied task {}",
                 entry.envelope.id
             );
+        } else if let (Outcome::Superseded, Some(by)) = (outcome, &entry.superseded_by) {
+            tracing::info!(
+                task.id = %entry.envelope.id,
+                trace_id = %trace_id(&entry),
+                keys = entry.keys,
+                redis.target = self.target.name(),
+                outcome = outcome.as_str(),
+                superseded_by = %by,
+                attempts,
+                "Task {} need not run: task {by} has replaced what it writes",
+                entry.envelope.id
+            );
         } else {
             tracing::info!(
                 task.id = %entry.envelope.id,
@@ -192,6 +218,7 @@ impl Worker {
             identity: entry.envelope.identity,
             outcome: Some(outcome),
             attempts,
+            superseded_by: entry.superseded_by.filter(|_| outcome == Outcome::Superseded),
             last_error: entry.trouble.map(|trouble| format!("{}: {}", trouble.last.code, trouble.last.message).into()),
         });
     }
@@ -208,7 +235,7 @@ impl Worker {
         for (id, window) in self.windows.iter_mut() {
             let waited_for = window.schedule.waiting_len() > 0 || window.rows.want_checkpoint();
             // What a checkpoint had no room for does not fit into the next one at once.
-            let wanted = window.claim == Claim::Claiming || waited_for && window.more_to_say;
+            let wanted = window.claim == Claim::Claiming || waited_for && (window.more_to_say || window.word_wanted);
             let is_due = window.changed && due;
             if window.committing || window.leaving.is_some() || !(is_due || wanted) {
                 continue;

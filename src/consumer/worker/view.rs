@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use super::Worker;
 use crate::{
     consumer::{
-        LastError, PartitionOverview, Question, TargetOverview, WaitState, Waiting,
-        entry::{Entry, Letter},
+        BreakerOverview, FirstTask, LastError, PartitionOverview, Question, TargetOverview, WaitState, Waiting,
+        entry::{Entry, Letter, Unit},
         schedule::UnitState,
         window::Window,
     },
@@ -30,7 +30,7 @@ impl Worker {
         counts.held = held;
         match self.breaker.state() {
             BreakerState::Open { .. } => counts.held += waiting,
-            BreakerState::Closed | BreakerState::HalfOpen { .. } => counts.ready = waiting,
+            BreakerState::Closed | BreakerState::HalfOpen { .. } | BreakerState::Ramp { .. } => counts.ready = waiting,
         }
         counts
     }
@@ -48,7 +48,12 @@ impl Worker {
             BreakerState::Closed => 0,
             BreakerState::HalfOpen { .. } => 1,
             BreakerState::Open { .. } => 2,
+            BreakerState::Ramp { .. } => 3,
         });
+        let now = Instant::now();
+        self.metrics.limit_batches.set(self.allowed_batches() as i64);
+        self.metrics.rate_limit.set(self.limiter.ceiling(now).unwrap_or(0.0));
+        self.metrics.ping.set(self.limiter.pings().last.unwrap_or_default().as_secs_f64());
     }
 
     fn oldest(&self) -> Option<Timestamp> {
@@ -60,6 +65,7 @@ impl Worker {
         match question {
             Question::Find(id, answer) => drop(answer.send(self.find(&id))),
             Question::Overview(answer) => drop(answer.send(self.overview())),
+            Question::Breaker(answer) => drop(answer.send(self.breaker_overview())),
         }
     }
 
@@ -70,11 +76,7 @@ impl Worker {
             .find_map(|window| window.entries().find(|entry| entry.envelope.id == *id).map(|entry| (window, entry)))?;
         let (state, until) = self.state_of(window, entry);
         let held = state == WaitState::Held;
-        let held_by = match self.breaker.state() {
-            BreakerState::Open { reason, .. } => Some(format!("{} ({})", reason.message, reason.code)),
-            _ if entry.letter == Letter::Failed => Some("its dead letter cannot be stored".to_owned()),
-            _ => entry.trouble.as_ref().map(|trouble| format!("{} ({})", trouble.last.message, trouble.last.code)),
-        };
+        let held_by = self.trouble_of(entry);
         Some(Waiting {
             target: self.target.name().to_owned(),
             lane: window.partition.queue.lane,
@@ -99,6 +101,27 @@ impl Worker {
         })
     }
 
+    /// What keeps a task from being made.
+    fn trouble_of(&self, entry: &Entry) -> Option<String> {
+        match self.breaker.state() {
+            BreakerState::Open { reason, .. } => Some(format!("{} ({})", reason.message, reason.code)),
+            _ if entry.letter == Letter::Failed => Some("its dead letter cannot be stored".to_owned()),
+            _ => entry.trouble.as_ref().map(|trouble| format!("{} ({})", trouble.last.message, trouble.last.code)),
+        }
+    }
+
+    fn first_task(&self, window: &Window, entry: &Entry) -> FirstTask {
+        let (state, _) = self.state_of(window, entry);
+        let is_waiting = |unit: &Unit| window.schedule.state(unit.node) == Some(UnitState::Waiting);
+        let for_checkpoint = state == WaitState::Ready && entry.units.iter().any(is_waiting);
+        let waits_for = match state {
+            WaitState::InFlight => None,
+            _ if for_checkpoint => Some("a checkpoint of what was made before it on its keys".to_owned()),
+            _ => self.trouble_of(entry),
+        };
+        FirstTask { id: entry.envelope.id.to_string(), accepted_at: entry.envelope.accepted_at, state, waits_for }
+    }
+
     /// What a task does, or what its first unfinished unit waits for.
     fn state_of(&self, window: &Window, entry: &Entry) -> (WaitState, Option<Instant>) {
         // Without units it waits for somebody else, or to be called dead.
@@ -110,9 +133,10 @@ impl Worker {
         for unit in open {
             match window.schedule.state(unit.node) {
                 Some(UnitState::Running) => return (WaitState::InFlight, None),
+                Some(UnitState::Held) => state = (WaitState::Held, None),
                 Some(UnitState::Backoff(_)) if unit.refused => state = (WaitState::Held, None),
                 Some(UnitState::Backoff(until)) => state = (WaitState::Backoff, Some(until)),
-                Some(UnitState::Ready | UnitState::Blocked | UnitState::Waiting) | None => {}
+                Some(UnitState::Ready | UnitState::Blocked | UnitState::Waiting | UnitState::Covered) | None => {}
             }
         }
         if state.0 == WaitState::Ready && matches!(self.breaker.state(), BreakerState::Open { .. }) {
@@ -121,11 +145,43 @@ impl Worker {
         state
     }
 
+    /// How many batches may be under way at a time.
+    fn allowed_batches(&self) -> usize {
+        match self.breaker.state() {
+            BreakerState::Closed => self.limiter.batches(),
+            BreakerState::Ramp { batches, .. } => self.limiter.batches().min(*batches),
+            BreakerState::HalfOpen { .. } => 1,
+            state @ BreakerState::Open { .. } => usize::from(!state.is_shut()),
+        }
+    }
+
+    fn breaker_overview(&self) -> BreakerOverview {
+        let (now, today) = (Instant::now(), Timestamp::now());
+        let at = |instant: Instant| today + instant.saturating_duration_since(now);
+        let pings = self.limiter.pings();
+        BreakerOverview {
+            target: self.target.name().to_owned(),
+            state: self.breaker.state().as_str(),
+            reason: self.breaker.state().reason().map(|reason| (reason.code.to_string(), reason.message.to_string())),
+            since: self.shown.since,
+            next_probe_at: self.breaker.next_probe_at().map(at),
+            held: self.counts().held,
+            batches: self.in_flight,
+            limit_batches: self.allowed_batches(),
+            batch_units: self.limiter.batch_units(),
+            rate: self.limiter.rate(now),
+            rate_limit: self.limiter.ceiling(now),
+            spared_until: self.limiter.spared_until(now).map(at),
+            ping: pings.last,
+            ping_baseline: pings.baseline,
+        }
+    }
+
     fn overview(&self) -> TargetOverview {
         let Counts { ready, backoff, held, in_flight } = self.counts();
         let reason = match self.breaker.state() {
             BreakerState::Open { reason, .. } | BreakerState::HalfOpen { reason, .. } => Some(reason),
-            BreakerState::Closed => None,
+            BreakerState::Closed | BreakerState::Ramp { .. } => None,
         };
         TargetOverview {
             target: self.target.name().to_owned(),
@@ -148,10 +204,7 @@ impl Worker {
                     index: window.partition.index,
                     watermark: window.watermark(),
                     unfinished: window.len() as u64,
-                    first: window
-                        .entries()
-                        .next()
-                        .map(|entry| (entry.envelope.id.to_string(), self.state_of(window, entry).0)),
+                    first: window.entries().next().map(|entry| self.first_task(window, entry)),
                 })
                 .collect(),
         }

@@ -7,12 +7,16 @@ use std::{sync::Arc, time::Duration};
 use kafka_protocol::{
     error::ResponseError,
     messages::{
-        CreateTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest, FindCoordinatorRequest, GroupId,
-        MetadataRequest, TopicName,
+        BrokerId, CreateTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest, FetchRequest,
+        FindCoordinatorRequest, GroupId, ListOffsetsRequest, MetadataRequest, OffsetFetchRequest, TopicName,
         create_topics_request::{CreatableTopic, CreatableTopicConfig},
         describe_configs_request::DescribeConfigsResource,
+        describe_groups_response::DescribedGroup,
+        fetch_request::{FetchPartition, FetchTopic},
+        list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
         metadata_request::MetadataRequestTopic,
         metadata_response::MetadataResponseTopic,
+        offset_fetch_request::OffsetFetchRequestTopic,
     },
     protocol::StrBytes,
 };
@@ -25,13 +29,18 @@ use super::{
 
 mod findings;
 
-pub use self::findings::{Finding, FindingCode, Severity};
+pub(super) use self::findings::unreachable;
+pub use self::findings::{Finding, FindingCode};
 
 /// What Kafka takes for a topic where nobody says otherwise.
 const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
 
 /// What a batch adds around one record.
 const BATCH_OVERHEAD_BYTES: usize = 16 * 1024;
+
+/// An offset is asked for by a time; these are none.
+const LATEST: i64 = -1;
+const EARLIEST: i64 = -2;
 
 /// The resource type of topics.
 const TOPIC_RESOURCE: i8 = 2;
@@ -100,12 +109,52 @@ pub(super) struct NewTopic {
     pub(super) partitions: i32,
 }
 
+/// What was found on topics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Inspection {
+    /// Those that exist.
+    pub(super) topics: Vec<Arc<str>>,
+    /// The worst first; of topics that are missing, too.
+    pub(super) findings: Vec<Finding>,
+}
+
 /// An offset that a group has stored, and the words beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Committed {
     pub(super) offset: i64,
     pub(super) metadata: String,
 }
+
+/// Which offset of a partition is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Which {
+    /// That after the last record.
+    End,
+    /// That of the oldest record, or the end where there is none.
+    Start,
+    /// That of the oldest record that has a time, with the time.
+    OldestDated,
+}
+
+/// An offset as a broker tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Told {
+    pub(super) offset: u64,
+    /// Milliseconds since 1970: of the record there, where it was asked for by that.
+    pub(super) at_ms: i64,
+}
+
+/// A member of the group, as others see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Seat {
+    /// Its id and where it connects from.
+    pub(super) name: String,
+    /// What the leader has given it, in the words of the group's protocol.
+    pub(super) assignment: bytes::Bytes,
+}
+
+/// Offsets by topic and partition.
+pub(super) type ByPlace<T> = BTreeMap<(Arc<str>, u32), T>;
 
 /// Connections to the brokers that were asked something.
 pub(super) struct Admin {
@@ -224,11 +273,12 @@ impl Admin {
             .with_configs(configs.collect())
     }
 
-    /// What about these topics breaks a promise or will; a topic that does not exist has nothing.
-    pub(super) async fn inspect(&mut self, topics: &[(Arc<str>, TopicKind)]) -> Result<Vec<Finding>, AdminError> {
+    /// What about these topics breaks a promise or will; a topic that does not exist and will be made has nothing.
+    pub(super) async fn inspect(&mut self, topics: &[(Arc<str>, TopicKind)]) -> Result<Inspection, AdminError> {
         let names: Vec<Arc<str>> = topics.iter().map(|(name, _)| name.clone()).collect();
         let cluster = self.cluster(&names).await?;
-        let existing: Vec<_> = topics.iter().filter(|(name, _)| cluster.topics.contains_key(&**name)).collect();
+        let (existing, missing): (Vec<_>, Vec<_>) =
+            topics.iter().partition(|(name, _)| cluster.topics.contains_key(&**name));
         let resources = existing.iter().map(|(name, _)| {
             DescribeConfigsResource::default()
                 .with_resource_type(TOPIC_RESOURCE)
@@ -237,7 +287,11 @@ impl Admin {
         });
         let request = DescribeConfigsRequest::default().with_resources(resources.collect());
         let answer = self.ask_any(&request).await?;
-        let mut found = Vec::new();
+        let looked_at = existing.iter().map(|(name, _)| name.clone()).collect();
+        let mut found: Vec<Finding> = match self.config.create_topics {
+            true => Vec::new(),
+            false => missing.into_iter().map(|(name, _)| findings::missing(name)).collect(),
+        };
         for (name, kind) in existing {
             let described = answer.results.iter().find(|result| result.resource_name.as_str() == &**name);
             let partitions = &cluster.topics[&**name];
@@ -257,50 +311,151 @@ impl Admin {
             found.extend(topic.findings(&self.config));
         }
         found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-        Ok(found)
+        Ok(Inspection { topics: looked_at, findings: found })
     }
 
     /// How many members the configured group has; none while it does not exist.
     pub(super) async fn group_size(&mut self) -> Result<usize, AdminError> {
+        Ok(self.group().await?.map_or(0, |group| group.members.len()))
+    }
+
+    /// The members of the configured group.
+    pub(super) async fn seats(&mut self) -> Result<Vec<Seat>, AdminError> {
+        let members = self.group().await?.map_or(Vec::new(), |group| group.members);
+        let seats = members.into_iter().map(|member| Seat {
+            name: format!("{} at {}", &*member.member_id, member.client_host.trim_start_matches('/')),
+            assignment: member.member_assignment,
+        });
+        Ok(seats.collect())
+    }
+
+    async fn group(&mut self) -> Result<Option<DescribedGroup>, AdminError> {
         let coordinator = self.coordinator().await?;
         let request = DescribeGroupsRequest::default().with_groups(vec![group_id(&self.config)]);
         let answer = self.ask(&coordinator, &request, self.config.request_timeout).await?;
         let Some(group) = answer.groups.into_iter().next() else {
-            return Ok(0);
+            return Ok(None);
         };
         match ResponseError::try_from_code(group.error_code) {
-            None => Ok(group.members.len()),
-            Some(ResponseError::GroupIdNotFound) => Ok(0),
+            None => Ok(Some(group)),
+            Some(ResponseError::GroupIdNotFound) => Ok(None),
             Some(error) => Err(AdminError::refused(format!("group {}", self.config.group), error, None)),
         }
     }
 
-    /// What the configured group has stored for a topic, whoever owns it; none where it has stored nothing.
-    #[cfg(test)]
-    pub(super) async fn committed(
+    /// An offset of each of these partitions; those that nobody leads, or whose leader does not tell, are left out.
+    pub(super) async fn offsets(
+        &mut self,
+        cluster: &Cluster,
+        which: Which,
+        wanted: &[(Arc<str>, u32)],
+    ) -> Result<ByPlace<Told>, AdminError> {
+        let time = match which {
+            Which::End => LATEST,
+            Which::Start => EARLIEST,
+            Which::OldestDated => 0,
+        };
+        let mut by_leader: BTreeMap<i32, BTreeMap<&Arc<str>, Vec<ListOffsetsPartition>>> = BTreeMap::new();
+        for (topic, partition) in wanted {
+            let Ok(index) = i32::try_from(*partition) else { continue };
+            let replicas = cluster.topics.get(&**topic).and_then(|partitions| partitions.get(&index));
+            let Some(leader) = replicas.and_then(|replicas| replicas.leader) else { continue };
+            let asked = ListOffsetsPartition::default().with_partition_index(index).with_timestamp(time);
+            by_leader.entry(leader).or_default().entry(topic).or_default().push(asked);
+        }
+        let mut told = BTreeMap::new();
+        for (leader, topics) in by_leader {
+            let Some(broker) = cluster.brokers.get(&leader).cloned() else { continue };
+            let topics = topics.into_iter().map(|(topic, partitions)| {
+                ListOffsetsTopic::default().with_name(topic_name(topic)).with_partitions(partitions)
+            });
+            let request = ListOffsetsRequest::default().with_replica_id(BrokerId(-1)).with_topics(topics.collect());
+            let answer = self.ask(&broker, &request, self.config.request_timeout).await?;
+            for topic in answer.topics {
+                let name: Arc<str> = topic.name.as_str().into();
+                for partition in topic.partitions.iter().filter(|partition| partition.error_code == 0) {
+                    if let (Ok(index), Ok(offset)) =
+                        (u32::try_from(partition.partition_index), u64::try_from(partition.offset))
+                    {
+                        told.insert((name.clone(), index), Told { offset, at_ms: partition.timestamp });
+                    }
+                }
+            }
+        }
+        Ok(told)
+    }
+
+    /// What lies in a partition from an offset on, as it was produced; at least one batch, where there is one. Does not wait.
+    pub(super) async fn fetch_batches(
         &mut self,
         topic: &Arc<str>,
-        partitions: Vec<i32>,
-    ) -> Result<BTreeMap<i32, Option<Committed>>, AdminError> {
-        use kafka_protocol::messages::{OffsetFetchRequest, offset_fetch_request::OffsetFetchRequestTopic};
+        partition: u32,
+        from: u64,
+        max_bytes: i32,
+    ) -> Result<bytes::Bytes, AdminError> {
+        let what = || format!("{topic}/{partition}");
+        let index = i32::try_from(partition).expect("Kafka counts partitions in 31 bits");
+        let cluster = self.cluster(std::slice::from_ref(topic)).await?;
+        let replicas = cluster.topics.get(&**topic).and_then(|partitions| partitions.get(&index));
+        let leader = replicas.and_then(|replicas| cluster.brokers.get(&replicas.leader?)).cloned();
+        let Some(leader) = leader else {
+            return Err(AdminError::refused(what(), ResponseError::LeaderNotAvailable, None));
+        };
+        let asked = FetchPartition::default()
+            .with_partition(index)
+            .with_current_leader_epoch(-1)
+            .with_fetch_offset(i64::try_from(from).expect("Kafka counts records in 63 bits"))
+            .with_partition_max_bytes(max_bytes);
+        let request = FetchRequest::default()
+            .with_replica_id(BrokerId(-1))
+            .with_max_bytes(max_bytes)
+            .with_session_epoch(-1)
+            .with_topics(vec![FetchTopic::default().with_topic(topic_name(topic)).with_partitions(vec![asked])]);
+        let answer = self.ask(&leader, &request, self.config.request_timeout).await?;
+        let told = answer.responses.into_iter().flat_map(|topic| topic.partitions).next();
+        let error = match &told {
+            None => ResponseError::try_from_code(answer.error_code).or(Some(ResponseError::UnknownServerError)),
+            Some(told) => ResponseError::try_from_code(told.error_code),
+        };
+        match error {
+            Some(error) => Err(AdminError::refused(what(), error, None)),
+            None => Ok(told.and_then(|told| told.records).unwrap_or_default()),
+        }
+    }
+
+    /// What the configured group has stored, whoever owns it; none where it has stored nothing.
+    pub(super) async fn committed(
+        &mut self,
+        wanted: &[(Arc<str>, u32)],
+    ) -> Result<ByPlace<Option<Committed>>, AdminError> {
         let coordinator = self.coordinator().await?;
-        let topics =
-            vec![OffsetFetchRequestTopic::default().with_name(topic_name(topic)).with_partition_indexes(partitions)];
-        let request = OffsetFetchRequest::default().with_group_id(group_id(&self.config)).with_topics(Some(topics));
+        let mut topics: BTreeMap<&Arc<str>, Vec<i32>> = BTreeMap::new();
+        for (topic, partition) in wanted {
+            topics.entry(topic).or_default().extend(i32::try_from(*partition));
+        }
+        let topics = topics.into_iter().map(|(topic, partitions)| {
+            OffsetFetchRequestTopic::default().with_name(topic_name(topic)).with_partition_indexes(partitions)
+        });
+        let request =
+            OffsetFetchRequest::default().with_group_id(group_id(&self.config)).with_topics(Some(topics.collect()));
         let answer = self.ask(&coordinator, &request, self.config.request_timeout).await?;
         if let Some(error) = ResponseError::try_from_code(answer.error_code) {
             return Err(AdminError::refused(format!("group {}", self.config.group), error, None));
         }
         let mut stored = BTreeMap::new();
-        for partition in answer.topics.into_iter().flat_map(|topic| topic.partitions) {
-            if let Some(error) = ResponseError::try_from_code(partition.error_code) {
-                return Err(AdminError::refused(format!("{topic}/{}", partition.partition_index), error, None));
+        for topic in answer.topics {
+            let name: Arc<str> = topic.name.as_str().into();
+            for partition in topic.partitions {
+                if let Some(error) = ResponseError::try_from_code(partition.error_code) {
+                    return Err(AdminError::refused(format!("{name}/{}", partition.partition_index), error, None));
+                }
+                let Ok(index) = u32::try_from(partition.partition_index) else { continue };
+                let committed = (partition.committed_offset >= 0).then(|| Committed {
+                    offset: partition.committed_offset,
+                    metadata: partition.metadata.map(|metadata| metadata.to_string()).unwrap_or_default(),
+                });
+                stored.insert((name.clone(), index), committed);
             }
-            let committed = (partition.committed_offset >= 0).then(|| Committed {
-                offset: partition.committed_offset,
-                metadata: partition.metadata.map(|metadata| metadata.to_string()).unwrap_or_default(),
-            });
-            stored.insert(partition.partition_index, committed);
         }
         Ok(stored)
     }

@@ -42,6 +42,13 @@ pub struct Config {
     pub min_insync: i16,
     /// How long a new topic keeps its records.
     pub retention: Duration,
+    /// How long it is remembered of a task that must run once that it has run: what is older may run again where nobody
+    /// knows how far its partition was finished.
+    pub marker_life: Duration,
+    /// Where a partition is read from of which nobody knows that.
+    pub beginning: Beginning,
+    /// A consumer that makes no turn for so long loses its partitions. At least as long as a last checkpoint may take.
+    pub stuck_after: Duration,
     /// The largest record that is appended, its headers included.
     pub max_record_bytes: usize,
     pub tls: Option<Tls>,
@@ -68,11 +75,24 @@ impl Default for Config {
             replication: 3,
             min_insync: 2,
             retention: Duration::from_secs(7 * 24 * 60 * 60),
+            marker_life: Duration::from_secs(24 * 60 * 60),
+            beginning: Beginning::Hold,
+            stuck_after: Duration::from_secs(20),
             max_record_bytes: 512 * 1024,
             tls: None,
             sasl: None,
         }
     }
+}
+
+/// Where a partition without a checkpoint is read from, when its oldest record is older than what is remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beginning {
+    /// Nowhere, until a person says so.
+    Hold,
+    Earliest,
+    /// What is there is passed over.
+    Latest,
 }
 
 /// Speak TLS. Files are PEM.

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use kafka_protocol::messages::MetadataRequest;
 use rskafka::{
     BackoffConfig,
     client::{
@@ -25,22 +26,22 @@ use rskafka::{
 use tokio::time::{Instant, error::Elapsed, timeout, timeout_at};
 
 use super::{
+    admin::Admin,
     config::Config,
     failure::{Cause, Failure},
     nodelay,
+    security::Security,
+    wire::{Address, Dialer},
 };
 
 /// The largest answer that is read: a fetch asks for much less, but gets one batch of records whole.
 const MAX_ANSWER_BYTES: usize = 32 << 20;
 
-/// Adds TLS and a login to what builds a client.
-pub(super) type Secure = Arc<dyn Fn(ClientBuilder) -> ClientBuilder + Send + Sync>;
-
 /// Makes clients for one purpose. Producing and fetching have one each, as a fetch that waits for records holds up what
 /// is asked for behind it.
 pub(super) struct Connector {
     config: Arc<Config>,
-    secure: Secure,
+    security: Security,
     current: Mutex<Current>,
     /// Held while a client is made: what came of the last attempt, if nothing.
     making: tokio::sync::Mutex<Option<String>>,
@@ -62,8 +63,8 @@ pub(super) struct Leader {
 }
 
 impl Connector {
-    pub(super) fn new(config: Arc<Config>, secure: Secure) -> Self {
-        Self { config, secure, current: Mutex::default(), making: tokio::sync::Mutex::default() }
+    pub(super) fn new(config: Arc<Config>, security: Security) -> Self {
+        Self { config, security, current: Mutex::default(), making: tokio::sync::Mutex::default() }
     }
 
     /// Connects to the broker that leads a partition.
@@ -93,6 +94,11 @@ impl Connector {
     pub(super) async fn topics(&self) -> Result<Vec<Topic>, Failure> {
         let (generation, client) = self.client().await?;
         self.settle(generation, timeout(self.attempt(), client.list_topics()).await)
+    }
+
+    /// Connections of our own, for what the library cannot do.
+    pub(super) fn admin(&self) -> Admin {
+        Admin::new(self.config.clone(), self.security.clone())
     }
 
     /// The client from which this leader came is not used again: it may know too little, or be stuck.
@@ -132,12 +138,31 @@ impl Connector {
             .client_id(self.config.client_id.clone())
             .max_message_size(MAX_ANSWER_BYTES)
             .backoff_config(once());
-        let client = timeout(self.attempt(), (self.secure)(builder).build()).await??;
-        let client = Arc::new(client);
+        let client = match timeout(self.attempt(), self.security.apply_to(builder).build()).await? {
+            Ok(client) => Arc::new(client),
+            Err(error) => return Err(self.explain(error).await),
+        };
         let mut current = self.current();
         current.generation += 1;
         current.client = Some(client.clone());
         Ok((current.generation, client))
+    }
+
+    async fn explain(&self, error: Error) -> Failure {
+        let dialer = Dialer::new(&self.config, self.security.clone());
+        for broker in &self.config.brokers {
+            let Ok(address) = Address::parse(broker) else { continue };
+            // A broker that wants a login says so at the first question only.
+            let ask = async {
+                let mut connection = dialer.connect(&address).await?;
+                let question = MetadataRequest::default().with_topics(Some(Vec::new()));
+                connection.call(&question, self.config.request_timeout).await
+            };
+            if let Ok(Err(problem)) = timeout(self.attempt(), ask).await {
+                return Failure::NoClient(problem.to_string());
+            }
+        }
+        error.into()
     }
 
     fn present(&self) -> Option<(u64, Arc<Client>)> {

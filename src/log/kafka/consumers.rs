@@ -16,16 +16,21 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinHandle, JoinSet},
+};
 
 use super::{
     Inner,
     admin::Committed,
+    beginning::BEGUN,
     fetcher::Fetcher,
     group::{Event, Group, GroupTopic, Standing},
     queue_of,
+    turns::{self, Heard, Teller},
 };
-use crate::log::{Assigned, Assignment, Checkpoint, Epoch, Partition, QueueName};
+use crate::log::{Assigned, Assignment, Checkpoint, Epoch, Lease, Partition, QueueName};
 
 /// Assignments that a worker has not taken.
 const QUEUED: usize = 16;
@@ -59,18 +64,20 @@ pub(super) struct Holding {
 /// One who works on queues.
 struct Listener {
     queues: Vec<QueueName>,
-    assignments: mpsc::Sender<Assignment>,
+    assignments: Teller,
 }
 
 struct Membership {
     group: Arc<Group>,
     queues: Vec<QueueName>,
     dispatcher: JoinHandle<()>,
+    watchdog: JoinHandle<()>,
 }
 
 impl Membership {
     /// Leaves the group. No event of it is told any more.
     async fn end(self) {
+        self.watchdog.abort();
         self.dispatcher.abort();
         // It was told to end, or has ended before.
         let _ = self.dispatcher.await;
@@ -82,6 +89,10 @@ impl Consumers {
     /// What is held, if it is held under that epoch.
     pub(super) fn holding(&self, partition: &Partition, epoch: Epoch) -> Option<Holding> {
         self.state().held.get(partition).filter(|holding| holding.epoch == epoch).cloned()
+    }
+
+    pub(super) fn holds(&self, partition: &Partition) -> bool {
+        self.state().held.contains_key(partition)
     }
 
     /// Leaves the group; the streams end.
@@ -102,9 +113,9 @@ impl Consumers {
 impl Inner {
     /// Begins to hear of the partitions of these queues. Whoever listened for one of them before hears no more, and
     /// they are assigned anew.
-    pub(super) async fn listen(self: &Arc<Self>, queues: Vec<QueueName>) -> mpsc::Receiver<Assignment> {
+    pub(super) async fn listen(self: &Arc<Self>, queues: Vec<QueueName>) -> Heard {
         let _joining = self.consumers.joining.lock().await;
-        let (assignments, received) = mpsc::channel(QUEUED);
+        let (assignments, received) = turns::channel(QUEUED);
         let (wanted, earlier) = {
             let mut state = self.consumers.state();
             let shares = |listener: &Listener| listener.queues.iter().any(|queue| queues.contains(queue));
@@ -118,9 +129,9 @@ impl Inner {
                 state.parked = others;
                 let ours: Vec<Assigned> = ours;
                 // More than a channel takes at once.
-                let (assignments, received) = mpsc::channel(QUEUED.max(ours.len()));
+                let (assignments, received) = turns::channel(QUEUED.max(ours.len()));
                 for assigned in ours {
-                    let _ = assignments.try_send(Assignment::Assigned(assigned));
+                    assignments.try_tell(Assignment::Assigned(assigned));
                 }
                 state.listeners.push(Listener { queues, assignments });
                 return received;
@@ -135,7 +146,7 @@ impl Inner {
         if self.config.create_topics {
             self.make_missing_topics(&wanted).await;
         }
-        self.report_findings(&wanted).await;
+        self.report_findings().await;
         self.join(wanted);
         received
     }
@@ -159,10 +170,12 @@ impl Inner {
             target: queue.target.clone(),
             fingerprint: self.identities.get(&queue.target).unwrap_or(&queue.target).clone(),
         });
+        let _there = self.runtime.enter();
         let (group, events) = Group::join(self.config.clone(), self.security.clone(), topics.collect());
         let group = Arc::new(group);
         let dispatcher = tokio::spawn(dispatch(self.clone(), group.clone(), events));
-        self.consumers.state().membership = Some(Membership { group, queues, dispatcher });
+        let watchdog = tokio::spawn(watch(self.clone(), group.clone()));
+        self.consumers.state().membership = Some(Membership { group, queues, dispatcher, watchdog });
     }
 
     /// Nothing is held any more: whoever worked on something hears it.
@@ -183,19 +196,17 @@ impl Inner {
             | Assignment::Revoking { partition, .. }
             | Assignment::Lost { partition } => &partition.queue,
         };
-        let listener = {
-            let state = self.consumers.state();
-            let listener = state.listeners.iter().find(|listener| listener.queues.contains(queue));
-            listener.map(|listener| listener.assignments.clone())
-        };
-        match (listener, assignment) {
-            // One that is gone needs to hear nothing.
-            (Some(listener), assignment) => drop(listener.send(assignment).await),
-            (None, Assignment::Assigned(assigned)) => self.consumers.state().parked.push(assigned),
-            (None, Assignment::Revoking { partition, .. } | Assignment::Lost { partition }) => {
-                self.consumers.state().parked.retain(|assigned| assigned.partition != partition);
+        let telling = {
+            let mut state = self.consumers.state();
+            match (state.listeners.iter().find(|listener| listener.queues.contains(queue)), assignment) {
+                (Some(listener), assignment) => listener.assignments.tell(assignment),
+                (None, Assignment::Assigned(assigned)) => return state.parked.push(assigned),
+                (None, Assignment::Revoking { partition, .. } | Assignment::Lost { partition }) => {
+                    return state.parked.retain(|assigned| assigned.partition != partition);
+                }
             }
-        }
+        };
+        telling.await;
     }
 
     /// What an event of the group means to the consumer.
@@ -206,9 +217,13 @@ impl Inner {
         match event {
             Event::Assigned { topic, partition: index, epoch: epoch_in_group, committed, lease } => {
                 let partition = partition(&topic, index)?;
-                let checkpoint = committed.map(|committed| checkpoint_of(&partition, committed));
-                let from = checkpoint.as_ref().map(|checkpoint| checkpoint.watermark);
-                self.source.depths.note_finished(&topic, partition.index, from.unwrap_or(0));
+                let from = committed.as_ref().and_then(|committed| u64::try_from(committed.offset).ok());
+                let checkpoint = committed
+                    .filter(|committed| committed.metadata != BEGUN)
+                    .map(|committed| checkpoint_of(&partition, committed));
+                if let Some(from) = from {
+                    self.source.depths.note_finished(&topic, partition.index, from);
+                }
                 let reader = Box::new(Fetcher::new(self.source.clone(), (topic.clone(), partition.index), from));
                 let mut state = self.consumers.state();
                 state.last_epoch += 1;
@@ -229,10 +244,38 @@ impl Inner {
     }
 }
 
-/// Hands a membership's events on until it ends.
+/// Hands a membership's events on until it ends. A partition without a checkpoint is handed on once it is known from where
+/// it is read.
 async fn dispatch(inner: Arc<Inner>, group: Arc<Group>, mut events: mpsc::Receiver<Event>) {
     let closing = inner.source.closing.clone();
-    while let Some(Some(event)) = closing.run_until_cancelled(events.recv()).await {
+    let mut beginnings = Beginnings::default();
+    loop {
+        let happened = async {
+            tokio::select! {
+                event = events.recv() => event.map(next),
+                Some(begun) = beginnings.running.join_next() => Some(Next::Begun(begun.ok())),
+            }
+        };
+        let event = match closing.run_until_cancelled(happened).await {
+            Some(Some(Next::Unbegun { topic, partition, epoch, lease })) => {
+                let begin = begin(inner.clone(), group.clone(), topic.clone(), partition, epoch, lease);
+                let handle = beginnings.running.spawn(begin);
+                beginnings.waiting.insert((topic, partition), (epoch, handle));
+                continue;
+            }
+            Some(Some(Next::Begun(begun))) => match begun.filter(|event| beginnings.is_waited_for(event)) {
+                Some(event) => event,
+                None => continue,
+            },
+            // Nobody has heard of it yet.
+            Some(Some(Next::Event(Event::Revoking { topic, partition, .. } | Event::Lost { topic, partition })))
+                if beginnings.give_up(&inner, &topic, partition) =>
+            {
+                continue;
+            }
+            Some(Some(Next::Event(event))) => event,
+            Some(None) | None => break,
+        };
         if let Some(assignment) = inner.assignment(&group, event) {
             inner.tell(assignment).await;
         }
@@ -240,6 +283,87 @@ async fn dispatch(inner: Arc<Inner>, group: Arc<Group>, mut events: mpsc::Receiv
     if let Standing::Failed { reason } = &*group.standing().borrow() {
         inner.failure.send_replace(Some(reason.clone()));
     }
+}
+
+/// Partitions of which it is being found out from where they are read. Dropping it ends that.
+#[derive(Default)]
+struct Beginnings {
+    running: JoinSet<Event>,
+    waiting: HashMap<(Arc<str>, i32), (Epoch, AbortHandle)>,
+}
+
+enum Next {
+    Event(Event),
+    /// Assigned, and without a checkpoint.
+    Unbegun {
+        topic: Arc<str>,
+        partition: i32,
+        epoch: Epoch,
+        lease: Lease,
+    },
+    /// It is known; none: it was given up.
+    Begun(Option<Event>),
+}
+
+impl Beginnings {
+    /// Whether the partition is still to be handed on.
+    fn is_waited_for(&mut self, event: &Event) -> bool {
+        let Event::Assigned { topic, partition, epoch, .. } = event else { return false };
+        let place = (topic.clone(), *partition);
+        let is_waited_for = self.waiting.get(&place).is_some_and(|(wanted, _)| wanted == epoch);
+        if is_waited_for {
+            self.waiting.remove(&place);
+        }
+        is_waited_for
+    }
+
+    /// The partition is taken away. False if it was handed on before.
+    fn give_up(&mut self, inner: &Inner, topic: &Arc<str>, partition: i32) -> bool {
+        let Some((_, begin)) = self.waiting.remove(&(topic.clone(), partition)) else { return false };
+        begin.abort();
+        if let Ok(index) = u32::try_from(partition) {
+            inner.source.depths.note_held(&(topic.clone(), index), None);
+        }
+        true
+    }
+}
+
+fn next(event: Event) -> Next {
+    match event {
+        Event::Assigned { topic, partition, epoch, committed: None, lease } => {
+            Next::Unbegun { topic, partition, epoch, lease }
+        }
+        event => Next::Event(event),
+    }
+}
+
+async fn begin(
+    inner: Arc<Inner>,
+    group: Arc<Group>,
+    topic: Arc<str>,
+    partition: i32,
+    epoch: Epoch,
+    lease: Lease,
+) -> Event {
+    let place = (topic.clone(), u32::try_from(partition).expect("brokers count partitions from 0"));
+    let committed = Some(inner.begin(group, place, epoch).await);
+    Event::Assigned { topic, partition, epoch, committed, lease }
+}
+
+/// Gives up what workers hold that make no turn any more.
+async fn watch(inner: Arc<Inner>, group: Arc<Group>) {
+    let look = || {
+        let state = inner.consumers.state();
+        let mut stuck = state.listeners.iter().filter(|listener| listener.assignments.look());
+        stuck.next().and_then(|listener| listener.queues.first()).map(|queue| queue.target.clone())
+    };
+    let target = turns::stuck(inner.config.stuck_after, look).await;
+    let seconds = inner.config.stuck_after.as_secs();
+    let reason =
+        format!("the worker of the target {target} has made no turn for {seconds} s; its partitions go to others");
+    tracing::error!("Leaving the group: {reason}");
+    group.leave().await;
+    inner.failure.send_replace(Some(reason));
 }
 
 /// What was committed. Whoever resets a group's offsets by hand commits no words beside them: then nothing above the

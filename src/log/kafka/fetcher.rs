@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    batch,
     connector::{Connector, Leader, offset},
     depths::{Depths, Place},
     failure::{Cause, Failure},
@@ -29,6 +30,8 @@ use crate::log::{Entry, ReadError, Reader};
 
 /// One answer has at most this many bytes, or one batch of records.
 const FETCH_BYTES: usize = 256 << 10;
+/// One answer has one batch of records.
+const FEW_BYTES: usize = 1;
 /// How long a broker waits for a record before it answers that there is none.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// How long the last look may take after the log was closed.
@@ -41,6 +44,8 @@ pub(super) struct Source {
     pub(super) depths: Arc<Depths>,
     /// Records that were deleted before they were read.
     pub(super) lost: Arc<AtomicU64>,
+    /// Batches that could not be read as they are.
+    pub(super) unreadable: Arc<AtomicU64>,
     pub(super) closing: CancellationToken,
     /// How long an answer may take that nobody has to wait for.
     pub(super) patience: Duration,
@@ -66,12 +71,14 @@ struct Cursor {
     leader: Option<Leader>,
     /// None before the first fetch of a partition that is read from its beginning.
     next: Option<u64>,
+    /// The partition ended before `next`, and the log says so.
+    is_beyond_end: bool,
 }
 
 impl Fetcher {
     /// Reads from an offset on, or from the oldest record that there is.
     pub(super) fn new(source: Source, place: Place, from: Option<u64>) -> Self {
-        let cursor = Cursor { leader: None, next: from };
+        let cursor = Cursor { next: from, ..Cursor::default() };
         Self { source, place, cursor, fetching: None, held: VecDeque::new() }
     }
 
@@ -167,7 +174,7 @@ async fn step(source: Source, place: Place, mut cursor: Cursor, wait: Duration) 
             Err(failure) => return (cursor, Err(failure)),
         },
     };
-    let fetched = fetch(&source, &place, &leader, &mut cursor.next, wait).await;
+    let fetched = fetch(&source, &place, &leader, &mut cursor, wait).await;
     match fetched.as_ref().map_err(Failure::cause) {
         Err(Cause::Broken) => source.connector.discard(leader),
         Err(Cause::Moved | Cause::Unknown) => {}
@@ -176,21 +183,31 @@ async fn step(source: Source, place: Place, mut cursor: Cursor, wait: Duration) 
     (cursor, fetched)
 }
 
-async fn fetch(source: &Source, place: &Place, leader: &Leader, next: &mut Option<u64>, wait: Duration) -> Fetched {
+async fn fetch(source: &Source, place: &Place, leader: &Leader, cursor: &mut Cursor, wait: Duration) -> Fetched {
     let deadline = || Instant::now() + source.patience;
-    let from = match *next {
+    let from = match cursor.next {
         Some(from) => from,
-        None => *next.insert(leader.earliest(deadline()).await?),
+        None => *cursor.next.insert(leader.earliest(deadline()).await?),
     };
-    let look = match look(leader, from, wait, source.patience).await {
+    let mut looked = look(leader, from, wait, source.patience).await;
+    if looked.as_ref().is_err_and(Failure::is_unreadable) {
+        // The next batch by itself may be a good one.
+        looked = look_at(leader, from, FEW_BYTES, Duration::ZERO, source.patience).await;
+    }
+    let look = match looked {
+        Err(failure) if failure.is_unreadable() => {
+            return fetch_odd(source, place, from, &mut cursor.next, &failure).await;
+        }
         Err(failure) if failure.cause() == Cause::OutOfRange => {
-            *next = Some(oldest(source, place, leader, from, failure).await?);
+            let said = &mut cursor.is_beyond_end;
+            cursor.next = Some(oldest(source, place, leader, from, failure, said).await?);
             return Ok(Vec::new());
         }
         look => look?,
     };
     source.depths.note_end(&place.0, place.1, look.end);
-    *next = Some(look.next);
+    cursor.is_beyond_end = false;
+    cursor.next = Some(look.next);
     Ok(look.records.into_iter().map(from_kafka).collect())
 }
 
@@ -203,15 +220,52 @@ pub(super) struct Look {
     end: u64,
 }
 
+/// Reads what the library does not.
+async fn fetch_odd(source: &Source, place: &Place, from: u64, next: &mut Option<u64>, failure: &Failure) -> Fetched {
+    let (topic, partition) = place;
+    let mut admin = source.connector.admin();
+    let answer = admin.fetch_batches(topic, *partition, from, FEW_BYTES as i32).await;
+    let answer = answer.map_err(|error| Failure::NoClient(error.to_string()))?;
+    let batches = batch::read(answer, from);
+    tracing::debug!("Records of {topic}/{partition} from {from} on are taken apart here: {failure}");
+    for batch::Unreadable { first, last, bytes, why } in &batches.unreadable {
+        source.unreadable.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(
+            kafka.topic = &**topic,
+            kafka.partition = partition,
+            "Records {first} to {last} of {topic}/{partition} cannot be read, as {why}: they become one dead letter, with \
+             {} of the {bytes} bytes",
+            bytes.min(&batch::MAX_KEPT_BYTES)
+        );
+    }
+    // An answer without a whole batch is no answer.
+    let Some(after) = batches.next else {
+        return Err(Failure::NoClient(format!("there is no batch of records at {from}: {failure}")));
+    };
+    source.depths.note_end(topic, *partition, after);
+    *next = Some(after);
+    Ok(batches.entries)
+}
+
 /// Asks once. There may be none, though there are more to come: then the next look is at a later offset.
 pub(super) async fn look(leader: &Leader, from: u64, wait: Duration, patience: Duration) -> Result<Look, Failure> {
+    look_at(leader, from, FETCH_BYTES, wait, patience).await
+}
+
+async fn look_at(
+    leader: &Leader,
+    from: u64,
+    max_bytes: usize,
+    wait: Duration,
+    patience: Duration,
+) -> Result<Look, Failure> {
     let deadline = || Instant::now() + patience;
-    let (mut records, end) = leader.fetch(from, FETCH_BYTES, wait, deadline() + wait).await?;
+    let (mut records, end) = leader.fetch(from, max_bytes, wait, deadline() + wait).await?;
     let mut next = from;
     if records.is_empty() && end > from {
         let readable = leader.latest(deadline()).await?;
         // Only now it is certain that what comes is all that there is below `readable`.
-        records = leader.fetch(from, FETCH_BYTES, Duration::ZERO, deadline()).await?.0;
+        records = leader.fetch(from, max_bytes, Duration::ZERO, deadline()).await?.0;
         if records.is_empty() && readable > from {
             next = from + 1;
         }
@@ -223,18 +277,27 @@ pub(super) async fn look(leader: &Leader, from: u64, wait: Duration, patience: D
 }
 
 /// Where reading goes on when the partition has no record at `from` any more. What is gone is counted.
-async fn oldest(source: &Source, place: &Place, leader: &Leader, from: u64, failure: Failure) -> Result<u64, Failure> {
+async fn oldest(
+    source: &Source,
+    place: &Place,
+    leader: &Leader,
+    from: u64,
+    failure: Failure,
+    said: &mut bool,
+) -> Result<u64, Failure> {
     let (topic, partition) = place;
     let oldest = leader.earliest(Instant::now() + source.patience).await?;
     if oldest <= from {
         // Beyond the end. A leader that was elected lately may not have heard of its own last records yet. Else the
         // cluster has lost some, and others got their offsets: whoever takes them for finished would lose these too.
-        tracing::error!(
-            kafka.topic = &**topic,
-            kafka.partition = partition,
-            "Partition {topic}/{partition} ends before offset {from}, up to which it was read: it has lost records, or \
-             the topic was made anew; the group's offset must be reset"
-        );
+        if !std::mem::replace(said, true) {
+            tracing::error!(
+                kafka.topic = &**topic,
+                kafka.partition = partition,
+                "Partition {topic}/{partition} ends before offset {from}, up to which it was read: it has lost records, \
+                 or the topic was made anew; the group's offset must be reset"
+            );
+        }
         return Err(failure);
     }
     source.lost.fetch_add(oldest - from, Ordering::Relaxed);

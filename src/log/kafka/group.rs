@@ -1,7 +1,8 @@
 //! Membership in a consumer group: which partitions are this process's, for how long, and what is committed for them.
 //!
 //! The classic protocol, cooperative, with a protocol name and an assignor of our own. `member` decides (its module doc
-//! has the rules), `holdings` keeps what is owned, `commits` what waits to be committed, `assignor` what a leader gives
+//! has the rules), `holdings` keeps what is owned, `commits` what waits to be committed, `renewals` what was
+//! and must be again, `assignor` what a leader gives
 //! to whom, and `subscription` how members say it. `task` asks the brokers and tells the consumer. Invariant: a lease
 //! that is valid means that no other member owns its partition.
 
@@ -16,6 +17,7 @@ mod assignor;
 mod commits;
 mod holdings;
 mod member;
+mod renewals;
 mod subscription;
 mod task;
 #[cfg(test)]
@@ -43,6 +45,13 @@ pub(super) struct GroupTopic {
 struct TopicPartition {
     topic: Arc<str>,
     partition: i32,
+}
+
+/// What a member was given, in the leader's words; nothing where those are not ours.
+pub(super) fn assigned_in(words: bytes::Bytes) -> Vec<(Arc<str>, u32)> {
+    let assigned = subscription::decode_assignment(words).map_or_else(|_| Default::default(), |(assigned, _)| assigned);
+    let place = |of: TopicPartition| Some((of.topic, u32::try_from(of.partition).ok()?));
+    assigned.into_iter().filter_map(place).collect()
 }
 
 /// What happens to partitions.

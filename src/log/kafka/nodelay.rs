@@ -19,7 +19,7 @@ use rustix::net::sockopt;
 
 /// Looks at all sockets of the process; call it after a connection was made. A walk takes some tens of microseconds.
 /// Answers how many it changed.
-pub(super) fn set_on_new_connections(unacknowledged: Duration) -> io::Result<usize> {
+pub fn set_on_new_connections(unacknowledged: Duration) -> io::Result<usize> {
     let mut changed = 0;
     for entry in fs::read_dir("/proc/self/fd")? {
         let entry = entry?;

@@ -17,7 +17,10 @@ use super::{
     fetcher::look,
     record::Outgoing,
 };
-use crate::log::{AppendError, Headers, Table, TableEntry, TableError};
+use crate::log::{AppendError, Headers, Table, TableEntry, TableError, VisitChange};
+
+/// The table of dead letters.
+pub(super) const LETTERS: &str = "dead-letters";
 
 /// Entries on their way to a visitor.
 const QUEUED: usize = 64;
@@ -120,6 +123,22 @@ impl KafkaTable {
         }
     }
 
+    async fn changes_since(&self, since: Option<u64>, mut visit: VisitChange) -> Result<u64, Failure> {
+        let Some((leader, first, end)) = self.open().await? else { return Ok(since.unwrap_or(0)) };
+        let Some(since) = since else { return Ok(end) };
+        let mut next = since.max(first);
+        loop {
+            let records = self.records(&leader, &mut next, end).await?;
+            if records.is_empty() {
+                return Ok(end.max(since));
+            }
+            for read in records {
+                let position = read.record.value.is_some().then(|| offset(read.offset));
+                visit(read.record.key.as_deref().unwrap_or_default(), position);
+            }
+        }
+    }
+
     async fn read_at(&self, position: u64) -> Result<Option<TableEntry>, Failure> {
         let Some((leader, first, end)) = self.open().await? else { return Ok(None) };
         if position < first || position >= end {
@@ -151,8 +170,8 @@ impl KafkaTable {
 }
 
 /// The topic of a table: dead letters are where those who know Kafka look for them.
-fn topic_of(base: &str, name: &str) -> String {
-    format!("{base}.{}", if name == "dead-letters" { "dlq" } else { name })
+pub(super) fn topic_of(base: &str, name: &str) -> String {
+    format!("{base}.{}", if name == LETTERS { "dlq" } else { name })
 }
 
 fn hash(record: &RecordAndOffset) -> u128 {
@@ -191,6 +210,10 @@ impl Table for KafkaTable {
             visiting.await.map_err(|error| TableError::Unavailable { reason: error.to_string() })?;
             result
         })
+    }
+
+    fn changes(&self, since: Option<u64>, visit: VisitChange) -> BoxFuture<'_, Result<u64, TableError>> {
+        Box::pin(async move { self.changes_since(since, visit).await.map_err(unavailable) })
     }
 
     fn read(&self, position: u64) -> BoxFuture<'_, Result<Option<TableEntry>, TableError>> {

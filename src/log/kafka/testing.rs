@@ -17,6 +17,9 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+#[path = "testing/guarded.rs"]
+pub mod guarded;
+
 /// How long a broker may take to start: only a broken machine takes that long.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -97,6 +100,50 @@ impl Kafka {
         Self::started(&place, &|_| fast_failover(), None)
     }
 
+    /// One that its clients reach by another port than its own: by that of a proxy, for one.
+    pub fn start_behind(port: u16, is_at: impl Fn(u16)) -> Self {
+        Self::start_with(|place| {
+            is_at(place.port);
+            let mut setup = fast_failover();
+            setup.properties.push(format!("advertised.listeners=PLAINTEXT://127.0.0.1:{port}"));
+            setup
+        })
+    }
+
+    /// Three nodes of one cluster, each with a vote, for topics that lie on all of them.
+    pub fn start_cluster() -> Vec<Self> {
+        let turn = Turn::wait();
+        let dirs = [(); 3].map(|()| {
+            tempfile::Builder::new().prefix("redrive-kafka-").tempdir().expect("a temporary directory can be made")
+        });
+        let places: Vec<Place> = (1..).zip(&dirs).map(|(node, dir)| Place { node, ..first(dir) }).collect();
+        let voters: Vec<String> =
+            places.iter().map(|place| format!("{}@127.0.0.1:{}", place.node, place.controller_port)).collect();
+        let nodes = places.into_iter().zip(dirs);
+        let mut cluster: Vec<Self> = nodes
+            .map(|(place, dir)| {
+                format(&place, &of_a_cluster(&place, &voters.join(",")));
+                Self { child: spawn(&place), place, _dir: dir, _turn: None }
+            })
+            .collect();
+        for node in cluster.iter_mut().rev() {
+            assert!(comes_up(&node.place, &mut node.child), "Kafka does not start:\n{}", log_of(&node.place));
+        }
+        cluster[0]._turn = Some(turn);
+        cluster
+    }
+
+    /// Whether all replicas of a topic are in sync, as this broker sees it.
+    pub fn is_in_sync(&self, topic: &str) -> bool {
+        metadata(self.place.port, Some(topic)).is_ok_and(|found| found.replicas > 0 && found.replicas == found.in_sync)
+    }
+
+    /// The node that leads the first partition of a topic, as this broker sees it.
+    pub fn leader_of(&self, topic: &str) -> Option<u16> {
+        let found = metadata(self.place.port, Some(topic)).ok()?;
+        u16::try_from(found.first_leader).ok()
+    }
+
     fn started(place: &dyn Fn(&TempDir) -> Place, setup: &dyn Fn(&Place) -> Setup, turn: Option<Turn>) -> Self {
         let dir =
             tempfile::Builder::new().prefix("redrive-kafka-").tempdir().expect("a temporary directory can be made");
@@ -122,6 +169,10 @@ impl Kafka {
 
     pub fn port(&self) -> u16 {
         self.place.port
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn dir(&self) -> &Path {
@@ -234,6 +285,112 @@ impl Kafka {
         assert_eq!(answer.i16(), 0, "{name} of topic {topic} is not set");
     }
 
+    pub fn delete_topic(&self, name: &str) {
+        // DeleteTopics 1
+        let mut body = Body::default();
+        body.i32(1).string(name).i32(30_000);
+        let mut answer = self.ask(20, 1, &body);
+        answer.skip(8).string();
+        assert_eq!(answer.i16(), 0, "topic {name} is not deleted");
+    }
+
+    /// Appends a record as any producer might, without headers.
+    pub fn produce(&self, topic: &str, partition: i32, key: &[u8], value: &[u8]) {
+        let batch = batch_of_one(key, value);
+        // Produce 3
+        let mut body = Body::default();
+        body.i16(-1).i16(-1).i32(30_000).i32(1).string(topic).i32(1).i32(partition);
+        body.i32(batch.len() as i32).bytes(&batch);
+        let mut answer = self.ask(0, 3, &body);
+        answer.skip(4).string();
+        answer.skip(8);
+        assert_eq!(answer.i16(), 0, "{topic}/{partition} does not take the record");
+    }
+
+    /// How many records a partition has had; none while nobody leads it.
+    pub fn end_of(&self, topic: &str, partition: i32) -> Option<i64> {
+        // ListOffsets 1
+        let mut body = Body::default();
+        body.i32(-1).i32(1).string(topic).i32(1).i32(partition).i64(-1);
+        let mut answer = self.ask(2, 1, &body);
+        answer.skip(4).string();
+        answer.skip(8);
+        let error = answer.i16();
+        answer.skip(8);
+        (error == 0).then(|| answer.i64())
+    }
+
+    /// What a group has committed for the first partition of a topic: the offset, and what is beside it.
+    pub fn committed(&self, group: &str, topic: &str) -> (i64, String) {
+        // OffsetFetch 5
+        let mut body = Body::default();
+        body.string(group).i32(1).string(topic).i32(1).i32(0);
+        let mut answer = self.ask(9, 5, &body);
+        answer.skip(8).string();
+        answer.skip(8);
+        let offset = answer.i64();
+        answer.skip(4);
+        (offset, answer.text())
+    }
+
+    /// Sets what a group has committed for partitions of a topic, as soon as it has no members.
+    pub fn commit(&self, group: &str, topic: &str, partitions: std::ops::Range<i32>, offset: i64) {
+        const UNKNOWN_MEMBER: i16 = 25;
+        let deadline = Instant::now() + PATIENCE;
+        for partition in partitions {
+            // OffsetCommit 7
+            let mut body = Body::default();
+            body.string(group).i32(-1).string("").i16(-1).i32(1).string(topic).i32(1).i32(partition);
+            body.i64(offset).i32(-1).string("");
+            let commit = || {
+                let mut answer = self.ask(8, 7, &body);
+                answer.skip(8).string();
+                answer.skip(8);
+                answer.i16()
+            };
+            let mut error = commit();
+            while error == UNKNOWN_MEMBER && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(50));
+                error = commit();
+            }
+            assert_eq!(error, 0, "the offset of {topic}/{partition} is not set");
+        }
+    }
+
+    /// Lets clients that call themselves so produce that many bytes a second. None: as many as they like.
+    pub fn limit_producing(&self, client_id: &str, bytes_per_second: Option<f64>) {
+        // AlterClientQuotas 0
+        let mut body = Body::default();
+        body.i32(1).i32(1).string("client-id").string(client_id);
+        body.i32(1).string("producer_byte_rate").bytes(&bytes_per_second.unwrap_or(0.0).to_be_bytes());
+        body.i8(i8::from(bytes_per_second.is_none())).i8(0);
+        let mut answer = self.ask(49, 0, &body);
+        answer.skip(8);
+        assert_eq!(answer.i16(), 0, "no quota is set");
+    }
+
+    /// Allows a user an operation.
+    pub fn allow(&self, user: &str, grant: &Grant) {
+        // CreateAcls 1
+        let mut body = Body::default();
+        body.i32(1).i8(grant.resource).string(grant.name).i8(grant.pattern);
+        body.string(&format!("User:{user}")).string("*").i8(grant.operation).i8(ALLOW);
+        let mut answer = self.ask(30, 1, &body);
+        answer.skip(8);
+        assert_eq!(answer.i16(), 0, "{grant:?} is not granted");
+    }
+
+    /// Takes back what was allowed.
+    pub fn disallow(&self, user: &str, grant: &Grant) {
+        // DeleteAcls 1
+        let mut body = Body::default();
+        body.i32(1).i8(grant.resource).string(grant.name).i8(grant.pattern);
+        body.string(&format!("User:{user}")).string("*").i8(grant.operation).i8(ALLOW);
+        let mut answer = self.ask(31, 1, &body);
+        answer.skip(8);
+        assert_eq!(answer.i16(), 0, "{grant:?} is not taken back");
+    }
+
     fn wait_for_partitions(&self, topic: &str, count: u16) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -263,10 +420,58 @@ impl Drop for Kafka {
     }
 }
 
+/// Something that a user may do, in the numbers of the protocol.
+#[derive(Clone, Copy, Debug)]
+pub struct Grant<'a> {
+    resource: i8,
+    name: &'a str,
+    pattern: i8,
+    operation: i8,
+}
+
+const ALLOW: i8 = 3;
+
+impl<'a> Grant<'a> {
+    /// To do this with topics whose names begin like that.
+    pub fn on_topics(prefix: &'a str, operation: Operation) -> Self {
+        Self { resource: 2, name: prefix, pattern: 4, operation: operation as i8 }
+    }
+
+    pub fn on_group(name: &'a str, operation: Operation) -> Self {
+        Self { resource: 3, name, pattern: 3, operation: operation as i8 }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Read = 3,
+    Write = 4,
+    Create = 5,
+    Describe = 8,
+    DescribeConfigs = 10,
+}
+
 /// A broker that died is given up after two seconds, also by itself when it starts again: else it would be nine.
 fn fast_failover() -> Setup {
     let properties = ["broker.session.timeout.ms=2000", "broker.heartbeat.interval.ms=500"];
     Setup { properties: properties.map(str::to_owned).to_vec(), ..Setup::default() }
+}
+
+fn of_a_cluster(place: &Place, voters: &str) -> Setup {
+    let Place { port, controller_port, .. } = place;
+    let mut setup = fast_failover();
+    setup.properties.extend([
+        "process.roles=broker,controller".to_owned(),
+        format!("controller.quorum.voters={voters}"),
+        format!("listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}"),
+        "offsets.topic.replication.factor=3".to_owned(),
+        "min.insync.replicas=2".to_owned(),
+        "controller.quorum.election.timeout.ms=500".to_owned(),
+        "controller.quorum.fetch.timeout.ms=1000".to_owned(),
+        "controller.quorum.election.backoff.max.ms=500".to_owned(),
+        "replica.lag.time.max.ms=3000".to_owned(),
+    ]);
+    setup
 }
 
 /// A place for a cluster of one.
@@ -280,7 +485,7 @@ pub fn unique(name: &str) -> String {
 }
 
 /// Where `scripts/kafka-jars` has put everything.
-fn jars() -> &'static Path {
+pub fn jars() -> &'static Path {
     static JARS: OnceLock<PathBuf> = OnceLock::new();
     JARS.get_or_init(|| {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka-jars");
@@ -442,9 +647,15 @@ fn comes_up(place: &Place, child: &mut Child) -> bool {
     false
 }
 
+#[derive(Default)]
 struct Metadata {
     brokers: i32,
     partitions_with_leader: usize,
+    /// Of the first partition; negative: none.
+    first_leader: i32,
+    /// Of all partitions.
+    replicas: i32,
+    in_sync: i32,
 }
 
 /// What a broker knows of its cluster and of one topic.
@@ -456,26 +667,30 @@ fn metadata(port: u16, topic: Option<&str>) -> io::Result<Metadata> {
         body.string(name);
     });
     let mut answer = ask(port, 3, 1, &body)?;
-    let brokers = answer.i32();
-    for _ in 0..brokers {
+    let mut found = Metadata { brokers: answer.i32(), first_leader: -1, ..Metadata::default() };
+    for _ in 0..found.brokers {
         answer.skip(4).string();
         answer.skip(4).string();
     }
     answer.skip(4);
-    let mut partitions_with_leader = 0;
     for _ in 0..answer.i32() {
         answer.skip(2).string();
         answer.skip(1);
         for _ in 0..answer.i32() {
             let error = answer.i16();
-            partitions_with_leader += usize::from(error == 0 && answer.skip(4).i32() >= 0);
-            for _ in 0..2 {
-                let replicas = answer.i32();
-                answer.skip(4 * replicas as usize);
+            let (partition, leader) = (answer.i32(), answer.i32());
+            found.partitions_with_leader += usize::from(error == 0 && leader >= 0);
+            if partition == 0 {
+                found.first_leader = leader;
+            }
+            for count in [&mut found.replicas, &mut found.in_sync] {
+                let nodes = answer.i32();
+                *count += nodes;
+                answer.skip(4 * nodes as usize);
             }
         }
     }
-    Ok(Metadata { brokers, partitions_with_leader })
+    Ok(found)
 }
 
 /// Asks one question over a connection of its own.
@@ -497,6 +712,23 @@ fn ask(port: u16, api: i16, version: i16, body: &Body) -> io::Result<Answer> {
     Ok(answer)
 }
 
+/// A record as it lies in a partition, in a batch of its own.
+fn batch_of_one(key: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut record = Body::default();
+    // Attributes, and how far its time and offset are from the batch's.
+    record.i8(0).varint(0).varint(0);
+    record.varint(key.len() as i64).bytes(key).varint(value.len() as i64).bytes(value).varint(0);
+    let now = std::time::UNIX_EPOCH.elapsed().expect("it is later than that").as_millis() as i64;
+    let mut rest = Body::default();
+    rest.i16(0).i32(0).i64(now).i64(now).i64(-1).i16(-1).i32(-1).i32(1);
+    rest.varint(record.0.len() as i64).bytes(&record.0);
+    let mut batch = Body::default();
+    // The length counts from the leader's epoch on, the checksum from behind itself.
+    batch.i64(0).i32(rest.0.len() as i32 + 9).i32(-1).i8(2);
+    batch.bytes(&crc32c::crc32c(&rest.0).to_be_bytes()).bytes(&rest.0);
+    batch.0
+}
+
 /// A request's bytes.
 #[derive(Default)]
 struct Body(Vec<u8>);
@@ -512,6 +744,19 @@ impl Body {
 
     fn i32(&mut self, value: i32) -> &mut Self {
         self.bytes(&value.to_be_bytes())
+    }
+
+    fn i64(&mut self, value: i64) -> &mut Self {
+        self.bytes(&value.to_be_bytes())
+    }
+
+    fn varint(&mut self, value: i64) -> &mut Self {
+        let mut left = ((value << 1) ^ (value >> 63)) as u64;
+        while left > 0x7f {
+            self.0.push((left & 0x7f | 0x80) as u8);
+            left >>= 7;
+        }
+        self.bytes(&[left as u8])
     }
 
     fn string(&mut self, text: &str) -> &mut Self {
@@ -542,6 +787,17 @@ impl Answer {
 
     fn i32(&mut self) -> i32 {
         i32::from_be_bytes(self.take())
+    }
+
+    fn i64(&mut self) -> i64 {
+        i64::from_be_bytes(self.take())
+    }
+
+    /// A string; one that is null is empty.
+    fn text(&mut self) -> String {
+        let start = self.at + 2;
+        self.string();
+        String::from_utf8_lossy(&self.bytes[start..self.at]).into_owned()
     }
 
     /// Skips a string, which may be null.

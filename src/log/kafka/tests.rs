@@ -24,6 +24,8 @@ fn config(address: String) -> Config {
         // As long as a busy machine needs, where the time is not what is tested.
         produce_timeout: Duration::from_secs(30),
         metadata_refresh: Duration::from_secs(1),
+        // Tests look away for as long as they like.
+        stuck_after: Duration::from_secs(600),
         ..Config::default()
     }
 }
@@ -183,4 +185,153 @@ async fn log_that_is_opened_before_its_kafka_works_when_that_is_there() {
     let (mut assigned, appended) = tokio::join!(next_assigned(&mut stream), log.append(&queue, record("a")));
     assert_eq!(appended.expect("it is stored").durability, Durability::Kafka);
     assert_eq!(values(&read(&mut assigned, 1).await), ["a"]);
+}
+
+async fn until(what: &str, mut is: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is() {
+        assert!(Instant::now() < deadline, "it never was so: {what}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// One that knows the queues of the target `default`.
+fn knowing(config: &Config) -> KafkaLog {
+    KafkaLog::open(config.clone(), HashMap::from([("default".into(), "redis:6379".into())])).expect("it names no files")
+}
+
+#[tokio::test]
+async fn compacted_topic_is_given_no_tasks_until_it_is_mended() {
+    let kafka = Kafka::shared();
+    let config = config(kafka.address());
+    kafka.create_topic(&config.topic, 1, &[("cleanup.policy", "compact")]);
+    let log = open_with(config.clone());
+    let refused = log.append(&queue("normal"), with_key("a")).await;
+    let reason = format!("topic {} is given no tasks, as it is compacted", config.topic);
+    assert!(
+        matches!(&refused, Err(AppendError::Unavailable { reason: said }) if said.starts_with(&reason)),
+        "{refused:?}"
+    );
+    assert!(log.findings().iter().any(|finding| finding.code == admin::FindingCode::CompactedTasks));
+    kafka.set_topic_config(&config.topic, "cleanup.policy", "delete");
+    let deadline = Instant::now() + PATIENCE;
+    while log.append(&queue("normal"), with_key("a")).await.is_err() {
+        assert!(Instant::now() < deadline, "it is mended");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn depth_shows_what_others_work_on_and_what_nobody_has_touched() {
+    let kafka = Kafka::shared();
+    let config = config(kafka.address());
+    let worker = knowing(&config);
+    for key in ["a", "b", "c"] {
+        worker.append(&queue("normal"), with_key(key)).await.expect("stored");
+    }
+    let onlooker = knowing(&config);
+    let normal = |log: &KafkaLog| log.depth().into_iter().find(|depth| depth.partition.queue == queue("normal"));
+    until("it is seen before anybody works on it", || {
+        normal(&onlooker).is_some_and(|depth| depth.lag() == 3 && depth.owner == Owner::Nobody)
+    })
+    .await;
+    let mut stream = worker.consume(vec![queue("normal")]);
+    let assigned = next_assigned(&mut stream).await;
+    let checkpoint = Checkpoint { watermark: 2, ..Checkpoint::default() };
+    worker.commit(&assigned.partition, assigned.epoch, checkpoint).await.expect("it is the owner");
+    until("it is seen who works on it and how far", || {
+        normal(&onlooker).is_some_and(|depth| depth.is_elsewhere() && (depth.end, depth.finished) == (3, 2))
+    })
+    .await;
+    let ours = normal(&worker).expect("it is there");
+    assert_eq!((ours.owner.clone(), ours.lag()), (Owner::Us, 1));
+}
+
+#[tokio::test]
+async fn old_partition_without_a_checkpoint_waits_for_a_person() {
+    let kafka = Kafka::shared();
+    let config = Config { marker_life: Duration::ZERO, ..config(kafka.address()) };
+    let log = open_with(config.clone());
+    for key in ["a", "b"] {
+        log.append(&queue("normal"), with_key(key)).await.expect("stored");
+    }
+    let mut stream = log.consume(vec![queue("normal")]);
+    let held_by = || log.depth().first().and_then(|depth| depth.held_by);
+    let deadline = Instant::now() + PATIENCE;
+    while held_by() != Some("no_checkpoint") {
+        assert!(Instant::now() < deadline, "nothing is held");
+        let assigned = tokio::time::timeout(Duration::from_millis(20), stream.next()).await;
+        assert!(assigned.is_err(), "it is not handed out");
+    }
+    log.close().await;
+
+    let log = open_with(Config { beginning: config::Beginning::Latest, ..config.clone() });
+    let mut stream = log.consume(vec![queue("normal")]);
+    let assigned = next_assigned(&mut stream).await;
+    assert_eq!(assigned.checkpoint.map(|checkpoint| checkpoint.watermark), Some(2));
+    assert_eq!(log.depth().first().and_then(|depth| depth.held_by), None);
+    log.close().await;
+
+    // It was said once and for all.
+    let log = open_with(config.clone());
+    let mut stream = log.consume(vec![queue("normal")]);
+    assert_eq!(next_assigned(&mut stream).await.checkpoint.map(|checkpoint| checkpoint.watermark), Some(2));
+    log.close().await;
+
+    let log = open_with(Config { beginning: config::Beginning::Earliest, group: unique("other").into(), ..config });
+    let mut stream = log.consume(vec![queue("normal")]);
+    let mut assigned = next_assigned(&mut stream).await;
+    assert_eq!(values(&read(&mut assigned, 2).await), ["a", "b"]);
+}
+
+#[tokio::test]
+async fn partition_that_was_held_from_its_beginning_on_is_not_taken_for_one_that_may_have_run() {
+    let kafka = Kafka::shared();
+    let config = config(kafka.address());
+    let log = open_with(config.clone());
+    log.append(&queue("normal"), with_key("a")).await.expect("stored");
+    let mut stream = log.consume(vec![queue("normal")]);
+    assert_eq!(next_assigned(&mut stream).await.checkpoint, None);
+    log.close().await;
+    // Nothing was finished, and much later there is another one.
+    let log = open_with(Config { marker_life: Duration::ZERO, ..config });
+    let mut stream = log.consume(vec![queue("normal")]);
+    let mut assigned = next_assigned(&mut stream).await;
+    assert_eq!(assigned.checkpoint, None);
+    assert_eq!(values(&read(&mut assigned, 1).await), ["a"]);
+}
+
+#[tokio::test]
+async fn worker_that_makes_no_turn_loses_its_partitions() {
+    let kafka = Kafka::shared();
+    let config = config(kafka.address());
+    let stuck = open_with(Config { stuck_after: Duration::from_secs(1), ..config.clone() });
+    let mut looked_away = stuck.consume(vec![queue("normal")]);
+    let lost = next_assigned(&mut looked_away).await;
+    let heir = open_with(config);
+    let mut stream = heir.consume(vec![queue("normal")]);
+    let inherited = next_assigned(&mut stream).await;
+    assert_eq!(inherited.partition, lost.partition);
+    assert!(!lost.lease.is_valid(crate::log::BootTime::now()));
+    let reason = tokio::time::timeout(PATIENCE, stuck.failed()).await.expect("the process ends");
+    assert!(reason.contains("the worker of the target default has made no turn for 1 s"), "{reason}");
+}
+
+#[tokio::test]
+async fn table_tells_what_others_wrote() {
+    let kafka = Kafka::shared();
+    let config = config(kafka.address());
+    let [ours, theirs] = [(); 2].map(|()| open_with(config.clone()));
+    let [ours, others] = [&ours, &theirs].map(|log| log.table("dead-letters").expect("it is open"));
+    let bytes = |text: &'static str| Bytes::from_static(text.as_bytes());
+    ours.put(bytes("a"), bytes("1")).await.expect("stored");
+    let mark = ours.changes(None, Box::new(|_, _| panic!("nothing is shown"))).await.expect("it answers");
+    let position = others.put(bytes("b"), bytes("2")).await.expect("stored");
+    others.delete(bytes("a")).await.expect("stored");
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let visit = move |key: &[u8], position| drop(sender.send((String::from_utf8_lossy(key).into_owned(), position)));
+    let next = ours.changes(Some(mark), Box::new(visit)).await.expect("it answers");
+    assert_eq!(receiver.iter().collect::<Vec<_>>(), [("b".to_owned(), Some(position)), ("a".to_owned(), None)]);
+    let none = ours.changes(Some(next), Box::new(|_, _| panic!("nothing is new"))).await;
+    assert_eq!(none, Ok(next));
 }

@@ -13,12 +13,12 @@ use kafka_protocol::{
     error::ResponseError,
     messages::{
         ApiVersionsRequest, ApiVersionsResponse, CreateTopicsRequest, CreateTopicsResponse, DescribeConfigsRequest,
-        DescribeConfigsResponse, DescribeGroupsRequest, DescribeGroupsResponse, FindCoordinatorRequest,
-        FindCoordinatorResponse, HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse,
-        LeaveGroupRequest, LeaveGroupResponse, MetadataRequest, MetadataResponse, OffsetCommitRequest,
-        OffsetCommitResponse, OffsetFetchRequest, OffsetFetchResponse, RequestHeader, ResponseHeader,
-        SaslAuthenticateRequest, SaslAuthenticateResponse, SaslHandshakeRequest, SaslHandshakeResponse,
-        SyncGroupRequest, SyncGroupResponse,
+        DescribeConfigsResponse, DescribeGroupsRequest, DescribeGroupsResponse, FetchRequest, FetchResponse,
+        FindCoordinatorRequest, FindCoordinatorResponse, HeartbeatRequest, HeartbeatResponse, JoinGroupRequest,
+        JoinGroupResponse, LeaveGroupRequest, LeaveGroupResponse, ListOffsetsRequest, ListOffsetsResponse,
+        MetadataRequest, MetadataResponse, OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest,
+        OffsetFetchResponse, RequestHeader, ResponseHeader, SaslAuthenticateRequest, SaslAuthenticateResponse,
+        SaslHandshakeRequest, SaslHandshakeResponse, SyncGroupRequest, SyncGroupResponse,
     },
     protocol::{Decodable, Encodable, HeaderVersion, StrBytes},
 };
@@ -72,6 +72,9 @@ macro_rules! calls {
 
 // Versions that Kafka 2.4 to 4.x, MSK and Redpanda all know, and none of the flexible ones.
 calls! {
+    // The oldest one that brings batches in zstd.
+    FetchRequest -> FetchResponse, 1, 10;
+    ListOffsetsRequest -> ListOffsetsResponse, 2, 2;
     MetadataRequest -> MetadataResponse, 3, 7;
     OffsetCommitRequest -> OffsetCommitResponse, 8, 7;
     OffsetFetchRequest -> OffsetFetchResponse, 9, 5;

@@ -12,13 +12,16 @@
 //!
 //! Dropping it loses nothing: all that it knows is in the journal.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+};
 
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Config, Mode,
+    Config, Counts, Mode,
     frame::{self, FrameError},
     line::{HANDOVER, Line, Route},
     pace::{Limits, Pace},
@@ -41,6 +44,7 @@ pub struct Forwarder {
     config: Arc<Config>,
     /// Nothing new comes any more: what is there is forwarded, but a remote log that fails then is not waited for.
     finishing: CancellationToken,
+    counts: Arc<Counts>,
     chance: fastrand::Rng,
     pace: Pace,
     handover_at: Option<Instant>,
@@ -75,6 +79,7 @@ impl Forwarder {
         remote: Arc<dyn Log>,
         config: Arc<Config>,
         finishing: CancellationToken,
+        counts: Arc<Counts>,
     ) -> Self {
         let limits = Limits { max_batch: MAX_BATCH, min_pause: config.min_pause, max_pause: config.max_pause };
         Self {
@@ -83,6 +88,7 @@ impl Forwarder {
             remote,
             config,
             finishing,
+            counts,
             chance: fastrand::Rng::new(),
             pace: Pace::new(limits),
             handover_at: None,
@@ -121,6 +127,7 @@ impl Forwarder {
                 state.borrow_and_update();
                 let end = following.reader.mark_end();
                 waiting = self.read(&mut following).await?.into();
+                self.note_oldest(waiting.front());
                 if waiting.is_empty() {
                     // Numbers that were skipped are nobody's.
                     if committed < end {
@@ -153,6 +160,8 @@ impl Forwarder {
                     }
                     self.commit(&following, end).await?;
                     committed = end;
+                    self.counts.forwarded.fetch_add(count as u64, Ordering::Relaxed);
+                    self.note_oldest(waiting.front());
                     self.pace.succeeded();
                     self.is_stuck = false;
                     if waiting.is_empty() && begun.elapsed() < HANDOVER / 2 {
@@ -167,6 +176,11 @@ impl Forwarder {
                 Err(error) => self.pause(&error).await,
             }
         }
+    }
+
+    fn note_oldest(&self, next: Option<&Entry>) {
+        let accepted_at = self.config.accepted_at;
+        self.line.note_oldest(next.and_then(|entry| accepted_at(&frame::decode(&entry.record).ok()?.record)));
     }
 
     /// What is durable by now. Waits only where the disk refuses.

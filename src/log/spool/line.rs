@@ -17,7 +17,10 @@
 //! the forwarder has nearly caught up, new records are let into neither. That is the handover.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
@@ -57,6 +60,8 @@ pub struct Line {
     /// Bytes that may be with the journal's writer, which refuses what is more.
     gate: Semaphore,
     told: Mutex<Told>,
+    /// When the record that is forwarded next was accepted, in milliseconds since 1970; 0: none waits, or it does not say.
+    oldest_ms: AtomicI64,
 }
 
 /// What was last said about the route, and when it was last said to lead into the spool.
@@ -77,11 +82,26 @@ impl Line {
     pub fn new(queue: QueueName, route: Route) -> Arc<Self> {
         let state = watch::Sender::new(State { route, writing: 0 });
         let told = Mutex::new(Told { route, at: None });
-        Arc::new(Self { queue, state, gate: Semaphore::new(journal::MAX_QUEUED_BYTES), told })
+        Arc::new(Self {
+            queue,
+            state,
+            gate: Semaphore::new(journal::MAX_QUEUED_BYTES),
+            told,
+            oldest_ms: AtomicI64::new(0),
+        })
     }
 
     pub fn subscribe(&self) -> watch::Receiver<State> {
         self.state.subscribe()
+    }
+
+    /// The record that is forwarded next was accepted then.
+    pub fn note_oldest(&self, at_ms: Option<i64>) {
+        self.oldest_ms.store(at_ms.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    pub fn oldest_ms(&self) -> Option<i64> {
+        Some(self.oldest_ms.load(Ordering::Relaxed)).filter(|at| *at > 0)
     }
 
     pub fn route(&self) -> Route {

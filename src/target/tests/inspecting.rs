@@ -1,6 +1,7 @@
 //! What is found about a target before it matters.
 
 use super::*;
+use crate::finding::Severity;
 
 fn codes(findings: &[Finding]) -> Vec<&'static str> {
     for finding in findings {

@@ -15,7 +15,7 @@ async fn healthy_target_is_written_to_over_one_kept_connection() {
     for _ in 0..3 {
         let report = target.probe().await.expect("the server is well");
         assert_eq!(report.canary_refused, None);
-        assert!(report.round_trip < Duration::from_secs(1));
+        assert!(report.ping < Duration::from_secs(1));
         assert!(report.has_absolute_ttl);
         // It is the same clock. Both are read in microseconds, half a round trip apart at most.
         assert!(report.clock_offset_ms.abs() < 1000, "{}", report.clock_offset_ms);
@@ -32,7 +32,8 @@ async fn what_stops_writes_is_found() {
     let target = target(&server);
     target.probe().await.expect("the server is well");
     server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
-    check_held(&target, "OOM").await;
+    let report = target.probe().await.expect("it takes what frees memory");
+    assert_eq!(report.out_of_memory.map(|failure| failure.code), Some("OOM".into()));
     server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
     server.cli(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
     check_held(&target, "NOREPLICAS").await;
@@ -57,8 +58,11 @@ async fn target_that_is_gone_or_hangs_is_found_and_its_return_too() {
     check_held(&target, "connection-refused").await;
     server.restart();
     target.probe().await.expect("the server is back");
+    let before = target.probe().await.expect("the server is back").run_id.expect("a server tells");
+    assert_eq!(target.probe().await.expect("it is well").run_id.as_ref(), Some(&before));
     server.restart();
-    target.probe().await.expect("the connection that was kept is replaced at once");
+    let after = target.probe().await.expect("the connection that was kept is replaced at once").run_id;
+    assert_ne!(after.expect("a server tells"), before);
     server.stop();
     let started = std::time::Instant::now();
     check_held(&target, Failure::TIMEOUT).await;

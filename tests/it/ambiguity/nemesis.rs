@@ -7,6 +7,7 @@ use std::{
 
 use crate::harness::{
     Proxy, Redis, Sidecar,
+    kafka::Kafka,
     proxy::{LastReply, Mode},
 };
 
@@ -62,6 +63,8 @@ pub enum Fault {
     Reset,
     /// What was stalled arrives.
     Heal,
+    KillBroker,
+    KillBrokerAndSidecar,
 }
 
 /// All of them but the one that every round has; the more frequent ones more than once.
@@ -92,6 +95,12 @@ pub fn some_faults(random: &mut fastrand::Rng) -> Vec<Fault> {
     some.chain([Fault::KillSidecar, Fault::KillSidecar]).collect()
 }
 
+/// As `some_faults`, where tasks are in Kafka.
+pub fn some_faults_with_kafka(random: &mut fastrand::Rng) -> Vec<Fault> {
+    let more = [Fault::KillBroker, Fault::KillBroker, Fault::KillBrokerAndSidecar];
+    some_faults(random).into_iter().chain(more).collect()
+}
+
 pub struct Nemesis<'a> {
     pub faults: Vec<Fault>,
     /// Decides what goes wrong, and in which order.
@@ -100,6 +109,7 @@ pub struct Nemesis<'a> {
     pub lives: fastrand::Rng,
     pub redis: &'a mut Redis,
     pub proxy: &'a Proxy,
+    pub kafka: Option<&'a mut Kafka>,
     pub sidecar: &'a mut Sidecar,
     /// A bug that every life of the sidecar has.
     pub bug: &'a str,
@@ -153,7 +163,22 @@ impl Nemesis<'_> {
                 self.proxy.cut();
             }
             Fault::Heal => self.heal(),
+            Fault::KillBroker => self.kill_broker(),
+            Fault::KillBrokerAndSidecar => {
+                self.kill_broker();
+                self.kill_sidecar();
+            }
         }
+    }
+
+    /// It comes back by itself, seconds later.
+    fn kill_broker(&mut self) {
+        self.tell("Kafka is killed");
+        let pause = Duration::from_millis(self.random.u64(10..1000));
+        let kafka = self.kafka.as_mut().expect("only rounds with Kafka have this");
+        kafka.kill9();
+        std::thread::sleep(pause);
+        kafka.restart_without_waiting();
     }
 
     /// Waits, and starts the sidecar again where it ended at one of its points.

@@ -106,6 +106,7 @@ fn version_as_a_number_is_found() {
         for (value, version) in [("old", (1_u64 << 53)), ("new", (1 << 53) + 1)] {
             let mut task = set(value, "key", value);
             task["version"] = version.to_string().into();
+            task["coalesce"] = false.into();
             sidecar.post(&task);
         }
         sidecar.wait_until_done();

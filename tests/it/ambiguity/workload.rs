@@ -38,7 +38,7 @@ pub enum Does {
 #[derive(Clone)]
 pub struct Command {
     /// As it is sent.
-    sent: Words,
+    pub sent: Words,
     /// What runs, without its TTL. None: only the TTL is set.
     pub runs: Option<Words>,
     pub expires: Option<Expiry>,
@@ -257,6 +257,9 @@ impl Client {
         task.id = format!("{}-{}", self.number, self.tasks);
         task.body["id"] = task.id.as_str().into();
         task.body["priority"] = ["high", "normal", "low"][self.number % 3].into();
+        if self.random.u8(..4) == 0 {
+            task.body["coalesce"] = false.into();
+        }
         if self.random.bool() {
             // What is tried here spends nothing.
             task.body["max_retries"] = 0.into();

@@ -197,6 +197,12 @@ impl Proxy {
         self.state().commands.iter().filter(is_it).count()
     }
 
+    /// How many commands came in with that in an argument.
+    pub fn count_with(&self, text: &str) -> usize {
+        let has = |command: &&Vec<String>| command.iter().any(|argument| argument.contains(text));
+        self.state().commands.iter().filter(has).count()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }

@@ -99,6 +99,31 @@ impl Sidecar {
         self.child.wait().expect("the child is ours to wait for");
     }
 
+    /// Freezes it: its sockets stay, and nothing answers.
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+        self.wait_until_stopped();
+    }
+
+    /// Waits until it is frozen: by `stop`, or by a fault.
+    pub fn wait_until_stopped(&self) {
+        let status = PathBuf::from(format!("/proc/{}/stat", self.child.id()));
+        let is_stopped = || {
+            let stat = fs::read_to_string(&status).expect("a process that has not ended has a status");
+            // `pid (name) state …`
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+        };
+        wait_until("the sidecar to be frozen", is_stopped);
+    }
+
+    pub fn cont(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the child is ours to signal");
+    }
+
     /// Starts it again on the same data directory, after it has ended.
     pub fn restart(&mut self) {
         assert!(self.try_restart(), "the sidecar ended: {:?}", self.logs().last());
@@ -152,7 +177,7 @@ impl Sidecar {
     }
 
     pub fn signal_term(&self) {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("the child is ours to signal");
+        self.signal(Signal::TERM);
     }
 
     pub fn wait(&mut self) -> ExitStatus {

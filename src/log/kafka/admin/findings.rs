@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use super::{BATCH_OVERHEAD_BYTES, TopicKind};
-use crate::log::kafka::config::Config;
+use crate::{finding::Severity, log::kafka::config::Config};
 
 /// What is asked of a topic's configuration.
 pub(super) const KEYS: [&str; 7] = [
@@ -16,18 +16,11 @@ pub(super) const KEYS: [&str; 7] = [
     "compression.type",
 ];
 
-/// How bad a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Severity {
-    /// The topic is used, and something of what is promised does not hold.
-    Warning,
-    /// The topic must not be used, or cannot be.
-    Error,
-}
-
 /// What was found. Metrics and logs use its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FindingCode {
+    Unreachable,
+    TopicMissing,
     CompactedTasks,
     UncompactedTable,
     UnreadableCompression,
@@ -42,7 +35,9 @@ pub enum FindingCode {
 }
 
 impl FindingCode {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
+        Self::Unreachable,
+        Self::TopicMissing,
         Self::CompactedTasks,
         Self::UncompactedTable,
         Self::UnreadableCompression,
@@ -58,6 +53,8 @@ impl FindingCode {
 
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Unreachable => "unreachable",
+            Self::TopicMissing => "topic-missing",
             Self::CompactedTasks => "compacted-tasks",
             Self::UncompactedTable => "uncompacted-table",
             Self::UnreadableCompression => "unreadable-compression",
@@ -74,11 +71,18 @@ impl FindingCode {
 
     fn severity(self) -> Severity {
         match self {
-            Self::CompactedTasks | Self::UncompactedTable | Self::UnreadableCompression | Self::RecordLimitLow => {
-                Severity::Error
-            }
+            Self::Unreachable
+            | Self::TopicMissing
+            | Self::CompactedTasks
+            | Self::UncompactedTable
+            | Self::UnreadableCompression => Severity::Error,
             _ => Severity::Warning,
         }
+    }
+
+    /// Whether a task that is stored in such a topic may be lost before anybody reads it: none is.
+    pub(in crate::log::kafka) fn forbids_tasks(self) -> bool {
+        matches!(self, Self::CompactedTasks | Self::UnreadableCompression)
     }
 }
 
@@ -87,11 +91,31 @@ impl FindingCode {
 pub struct Finding {
     pub code: FindingCode,
     pub severity: Severity,
+    /// Empty: the cluster itself.
     pub topic: String,
     /// What is so, and what follows from it.
     pub message: String,
     /// What ends it.
     pub remedy: String,
+}
+
+/// A topic that has to be there and is not.
+pub(super) fn missing(topic: &str) -> Finding {
+    let code = FindingCode::TopicMissing;
+    Finding {
+        code,
+        severity: code.severity(),
+        topic: topic.to_owned(),
+        message: "it does not exist, and kafka.create_topics is off: its tasks wait on this disk".to_owned(),
+        remedy: "make it, or set kafka.create_topics = true".to_owned(),
+    }
+}
+
+/// No broker answers.
+pub(in crate::log::kafka) fn unreachable(reason: String) -> Finding {
+    let code = FindingCode::Unreachable;
+    let remedy = "see kafka.brokers, kafka.tls and kafka.sasl; until then tasks wait on this disk".to_owned();
+    Finding { code, severity: code.severity(), topic: String::new(), message: reason, remedy }
 }
 
 /// A topic as it is.

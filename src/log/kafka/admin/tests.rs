@@ -40,7 +40,7 @@ async fn topics_are_made_as_they_are_needed() {
     assert_eq!((cluster.topics[&*tasks].len(), cluster.topics[&*table].len()), (3, 1));
     // All that is wrong with them is that there is one broker.
     let findings = admin.inspect(&[(tasks.clone(), TopicKind::Tasks), (table.clone(), TopicKind::Table)]).await;
-    let findings = findings.expect("it answers");
+    let findings = findings.expect("it answers").findings;
     for topic in [&tasks, &table] {
         let mut codes = codes(&findings, topic);
         codes.sort_by_key(|code| code.as_str());
@@ -64,7 +64,7 @@ async fn faults_of_topics_are_found() {
     ];
     kafka.create_topic(&short, 1, &configs);
     let topics = [&compacted, &short].map(|name| (Arc::from(name.as_str()), TopicKind::Tasks));
-    let findings = admin.inspect(&topics).await.expect("it answers");
+    let findings = admin.inspect(&topics).await.expect("it answers").findings;
     assert!(findings.is_sorted_by_key(|finding| std::cmp::Reverse(finding.severity)), "the worst comes first");
     let of_compacted = codes(&findings, &compacted);
     assert_eq!(of_compacted[0], FindingCode::CompactedTasks);
@@ -106,7 +106,8 @@ async fn group_that_nobody_has_joined_is_empty() {
         }
     };
     assert_eq!(size, Ok(0));
-    assert_eq!(admin.committed(&name, vec![0]).await, Ok([(0, None)].into()));
+    assert_eq!(admin.committed(&[(name.clone(), 0)]).await, Ok([((name, 0), None)].into()));
+    assert_eq!(admin.seats().await, Ok(Vec::new()));
 }
 
 #[tokio::test]

@@ -4,6 +4,13 @@ use std::{collections::BTreeMap, sync::atomic::AtomicI64};
 
 use futures_util::FutureExt;
 use jiff::Timestamp;
+use kafka_protocol::{
+    messages::{
+        ProduceRequest, ProduceResponse, TopicName,
+        produce_request::{PartitionProduceData, TopicProduceData},
+    },
+    protocol::StrBytes,
+};
 use rskafka::{
     client::{
         ClientBuilder,
@@ -14,8 +21,11 @@ use rskafka::{
 
 use super::*;
 use crate::log::kafka::{
+    batch::testing::{batch, pack, raw_batch},
     config::Config,
+    security::Security,
     testing::{Kafka, unique},
+    wire::{Address, Call, Dialer},
 };
 
 const ALL: usize = usize::MAX;
@@ -40,9 +50,10 @@ impl Bench {
         let client = ClientBuilder::new(config.brokers.clone()).build().await.expect("it is up");
         let client = client.partition_client(&*topic, 0, UnknownTopicHandling::Retry).await.expect("it is there");
         let source = Source {
-            connector: Arc::new(Connector::new(config.clone(), Arc::new(|builder| builder))),
+            connector: Arc::new(Connector::new(config.clone(), Security::default())),
             depths: Arc::default(),
             lost: Arc::default(),
+            unreadable: Arc::default(),
             closing: CancellationToken::new(),
             patience: Duration::from_secs(5),
         };
@@ -62,9 +73,38 @@ impl Bench {
         self.client.produce(records, Compression::NoCompression).await.expect("it is taken");
     }
 
+    /// Produces a batch as it is.
+    async fn produce_raw(&self, kafka: &Kafka, batch: Vec<u8>) {
+        let config = Config { brokers: vec![kafka.address()], ..Config::default() };
+        let address = Address::parse(&kafka.address()).expect("it is one");
+        let mut connection = Dialer::new(&config, Security::default()).connect(&address).await.expect("it is up");
+        let partition = PartitionProduceData::default().with_index(0).with_records(Some(batch.into()));
+        let topic = TopicProduceData::default()
+            .with_name(TopicName(StrBytes::from_string(self.topic.to_string())))
+            .with_partition_data(vec![partition]);
+        let request = ProduceRequest::default().with_acks(-1).with_timeout_ms(30_000).with_topic_data(vec![topic]);
+        let answer = connection.call(&request, Duration::from_secs(30)).await.expect("it answers");
+        let taken = &answer.responses[0].partition_responses[0];
+        assert_eq!(taken.error_code, 0, "{taken:?}");
+    }
+
     fn reader(&self, from: Option<u64>) -> Fetcher {
         Fetcher::new(self.source.clone(), (self.topic.clone(), 0), from)
     }
+}
+
+impl Call for ProduceRequest {
+    const NAME: &str = "ProduceRequest";
+    const KEY: i16 = 0;
+    const VERSION: i16 = 7;
+    type Answer = ProduceResponse;
+}
+
+/// In zstd, as a frame of one block that is not compressed.
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(bytes.len()).expect("it is short");
+    let block = (u32::from(length) << 3 | 1).to_le_bytes();
+    [&[0x28, 0xb5, 0x2f, 0xfd, 0x20, length], &block[..3], bytes].concat()
 }
 
 /// Reads until `count` records are there, over errors that pass.
@@ -247,4 +287,40 @@ async fn closed_log_is_read_to_its_end() {
     assert_eq!(tokio::join!(waiting.next(ALL), close).0, Err(ReadError::Closed));
     assert_eq!(reader.next(ALL).await.expect("it is there")[0].offset, 0);
     assert_eq!(reader.next(ALL).await, Err(ReadError::Closed));
+}
+
+#[tokio::test]
+async fn odd_records_of_other_producers_stop_nothing() {
+    let kafka = Kafka::shared();
+    let bench = Bench::new(kafka, &[]).await;
+    let now = Timestamp::now().as_millisecond();
+    bench.produce(&["first"]).await;
+    bench
+        .produce_raw(
+            kafka,
+            batch(0, now, &[(b"without a value", &[(b"h", None)]), (b"odd name", &[(b"\xff", Some(b"v"))])]),
+        )
+        .await;
+    let packed = pack(&[(b"in zstd", &[]), (b"as well", &[])]);
+    bench.produce_raw(kafka, raw_batch(4, now, 2, &zstd(&packed))).await;
+    bench.produce(&["last"]).await;
+    let mut reader = bench.reader(None);
+    let found = read(&mut reader, 5).await;
+    let whole = found.iter().filter(|(offset, _)| *offset != 4).cloned().collect::<Vec<_>>();
+    assert_eq!(whole, owned(&[(0, "first"), (1, "without a value"), (2, "odd name"), (5, "last")]));
+    assert!(found[3].1.contains("in zstd"), "its bytes are there: {}", found[3].1);
+    assert_eq!(bench.source.unreadable.load(Ordering::Relaxed), 1);
+    // From the middle of it, as after a restart.
+    assert_eq!(read(&mut bench.reader(Some(2)), 3).await[0], (2, "odd name".to_owned()));
+}
+
+#[tokio::test]
+async fn topic_that_a_broker_compresses_otherwise_stops_nothing() {
+    let kafka = Kafka::shared();
+    let bench = Bench::new(kafka, &[("compression.type", "zstd")]).await;
+    bench.produce(&["one", "two"]).await;
+    kafka.set_topic_config(&bench.topic, "compression.type", "producer");
+    bench.produce(&["three"]).await;
+    let found = read(&mut bench.reader(None), 2).await;
+    assert_eq!((found[0].0, found[1].clone()), (1, (2, "three".to_owned())));
 }

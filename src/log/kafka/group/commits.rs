@@ -13,6 +13,11 @@ use crate::log::Epoch;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct CommitId(pub(super) u64);
 
+impl CommitId {
+    /// Nobody waits.
+    pub(super) const NOBODY: Self = Self(0);
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Commit {
     pub(super) epoch: Epoch,
@@ -43,6 +48,10 @@ pub(super) struct Commits(BTreeMap<TopicPartition, Commit>);
 impl Commits {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    pub(super) fn contains(&self, partition: &TopicPartition) -> bool {
+        self.0.contains_key(partition)
     }
 
     /// A newer commit of a partition stands for the older one too.

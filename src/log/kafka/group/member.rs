@@ -19,7 +19,8 @@
 //! 4. A member that the group does not know, or of an older generation, has lost everything, and becomes a new member.
 //!    A fenced instance id ends the process.
 //! 5. Without a coordinator, another one is looked for; member and generation stay.
-//! 6. Committed is only what is owned in the epoch that it is committed for, in the newest generation.
+//! 6. Committed is only what is owned in the epoch that it is committed for, in the newest generation; and the same again
+//!    when nothing new was for long.
 //! 7. A partition is handed out with what is committed for it, or with the word that nothing is.
 //! 8. A consumer that takes no assignment loses the membership, for heartbeats alone would keep its partitions.
 //! 9. Any member that sees topics change says so by joining again.
@@ -52,6 +53,7 @@ use super::{
     assignor::{self, Conflict, MemberView, TargetView},
     commits::{Commit, CommitId, Commits},
     holdings::{Change, Holdings},
+    renewals::Renewals,
     subscription,
 };
 use crate::log::{
@@ -223,6 +225,7 @@ pub(super) struct Member {
     phase: Phase,
     holdings: Holdings,
     commits: Commits,
+    renewals: Renewals,
     /// Partitions by topic, once they are known.
     counts: Option<BTreeMap<Arc<str>, i32>>,
     conflicts: Vec<Conflict>,
@@ -257,6 +260,7 @@ impl Member {
             phase: Phase::Out,
             holdings: Holdings::default(),
             commits: Commits::default(),
+            renewals: Renewals::default(),
             counts: None,
             conflicts: Vec::new(),
             has_coordinator: false,
@@ -688,6 +692,9 @@ impl Member {
                 metadata: stored.metadata.as_ref().map(ToString::to_string).unwrap_or_default(),
             });
             self.fetch_problem = None;
+            if let Some(committed) = &committed {
+                self.renewals.note(partition.clone(), *epoch, committed.clone(), now);
+            }
             let change = self.holdings.fetched(partition, *epoch, committed);
             self.outputs.extend(change.map(Output::Change));
         }
@@ -741,7 +748,12 @@ impl Member {
                 let Some(error) = ResponseError::try_from_code(answered.error_code) else {
                     is_stored = true;
                     self.commit_problem = None;
-                    self.settle(batch.remove(&partition), &Ok(()));
+                    let stored = batch.remove(&partition);
+                    if let Some(Commit { epoch, offset, metadata, .. }) = &stored {
+                        let committed = Committed { offset: *offset, metadata: metadata.clone() };
+                        self.renewals.note(partition, *epoch, committed, now);
+                    }
+                    self.settle(stored, &Ok(()));
                     continue;
                 };
                 match meaning(error) {
@@ -811,6 +823,15 @@ impl Member {
             self.outputs.extend(lost.into_iter().map(Output::Change));
             self.drop_commits();
         }
+        // While a commit is on its way, what is stored changes.
+        if self.asked_offsets.is_none() {
+            let due = self.renewals.take_due(now, |partition| self.holdings.epoch(partition));
+            for (partition, epoch, Committed { offset, metadata }) in due {
+                if !self.commits.contains(&partition) {
+                    self.commit(partition, epoch, offset, metadata, CommitId::NOBODY, now);
+                }
+            }
+        }
         let problem = self.commit_problem.as_ref().or(self.problem.as_ref());
         let reason = problem.cloned().unwrap_or_else(|| "the group is rebalancing".to_owned());
         for id in self.commits.take_overdue(now) {
@@ -829,6 +850,7 @@ impl Member {
             self.room.look_at(),
             self.holdings.next_overdue(),
             self.commits.next_overdue(),
+            self.renewals.next_due(),
         ];
         moments.into_iter().flatten().filter(|moment| *moment > now).min()
     }

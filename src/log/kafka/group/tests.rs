@@ -388,11 +388,12 @@ async fn stopped_member_loses_its_partitions_and_its_commits() {
     let back = stopped.assigned(1).await;
     assert_eq!(back[0].partition, partition);
     let stored = Admin::new(Arc::new(config(kafka, &name)), Security::default())
-        .committed(&name.as_str().into(), vec![0, 1])
+        .committed(&[(name.as_str().into(), 0), (name.as_str().into(), 1)])
         .await
         .expect("the broker answers");
-    assert_eq!(stored[&0].as_ref().map(|committed| committed.offset), Some(6));
-    assert_eq!(stored[&1], None);
+    let stored: Vec<_> = stored.into_values().collect();
+    assert_eq!(stored[0].as_ref().map(|committed| committed.offset), Some(6));
+    assert_eq!(stored[1], None);
     tokio::join!(heir.group.leave(), stopped.group.leave());
 }
 

@@ -26,7 +26,7 @@ impl Bench {
         config.produce_timeout = Duration::from_secs(30);
         change(&mut config);
         let (config, depths) = (Arc::new(config), Arc::<Depths>::default());
-        let connector = Connector::new(config.clone(), Arc::new(|builder| builder));
+        let connector = Connector::new(config.clone(), crate::log::kafka::security::Security::default());
         Self { producer: Producer::start(config, connector, depths.clone()), topic, depths }
     }
 

@@ -1,14 +1,12 @@
 //! Connections to a real broker that wants this or that, and to brokers that misbehave.
 
-use std::path::{Path, PathBuf};
-
 use kafka_protocol::messages::api_versions_response::ApiVersion;
 use tokio::net::TcpListener;
 
 use super::*;
 use crate::log::kafka::{
     config::{Mechanism, Sasl, Tls},
-    testing::{Kafka, Setup},
+    testing::guarded::{self, Certificates, Guarded},
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -25,115 +23,35 @@ async fn try_out(security: Security, address: &str) -> Result<usize, WireError> 
     Ok(answer.brokers.len())
 }
 
-/// Certificates of an authority of our own, made by `openssl`.
-struct Certificates(tempfile::TempDir);
-
-impl Certificates {
-    fn make() -> Self {
-        let dir = tempfile::tempdir().expect("a directory can be made");
-        let script = "
-            set -e
-            openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=test-ca -keyout ca.key -out ca.pem
-            openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=other-ca -keyout other.key -out other.pem
-            printf 'subjectAltName=DNS:localhost,IP:127.0.0.1\\nbasicConstraints=CA:FALSE\\nextendedKeyUsage=serverAuth,clientAuth\\n' >ext
-            for who in broker client; do
-                openssl req -newkey rsa:2048 -nodes -subj /CN=$who -keyout $who.key -out $who.csr
-                openssl x509 -req -in $who.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -extfile ext -out $who.crt
-            done
-            cat broker.key broker.crt ca.pem >broker.pem";
-        let output = std::process::Command::new("sh").args(["-c", script]).current_dir(dir.path()).output();
-        let output = output.expect("a shell runs");
-        assert!(output.status.success(), "openssl fails: {}", String::from_utf8_lossy(&output.stderr));
-        Self(dir)
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn tls(&self) -> Tls {
-        Tls { ca_file: Some(self.file("ca.pem")), ..Tls::default() }
-    }
-
-    fn sasl(&self, mechanism: Mechanism, password: &str) -> Sasl {
-        let password_file = self.file(password);
-        std::fs::write(&password_file, password).expect("the directory is ours");
-        Sasl { mechanism, username: "admin".into(), password_file }
-    }
+fn tls(certificates: &Certificates) -> Tls {
+    Tls { ca_file: Some(certificates.file("ca.pem")), ..Tls::default() }
 }
 
-/// A broker that wants a login at one listener, TLS at another, a client's certificate at a third, and all but that at a
-/// fourth.
-fn guarded(certificates: &Path, ports: [u16; 4]) -> impl Fn(&crate::log::kafka::testing::Place) -> Setup {
-    let certificates = certificates.display().to_string();
-    move |place| {
-        let [sasl, tls, mutual, both] = ports;
-        let listeners = format!(
-            "PLAINTEXT://127.0.0.1:{},SASL://127.0.0.1:{sasl},SSL://127.0.0.1:{tls},MUTUAL://127.0.0.1:{mutual},\
-             SASLSSL://127.0.0.1:{both}",
-            place.port
-        );
-        let mut properties = vec![
-            format!("listeners={listeners},CONTROLLER://127.0.0.1:{}", place.controller_port),
-            format!("advertised.listeners={listeners}"),
-            "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL:SASL_PLAINTEXT,SSL:SSL,MUTUAL:SSL,SASLSSL:SASL_SSL,\
-             CONTROLLER:PLAINTEXT"
-                .to_owned(),
-            "sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512".to_owned(),
-            "ssl.keystore.type=PEM".to_owned(),
-            format!("ssl.keystore.location={certificates}/broker.pem"),
-            "ssl.truststore.type=PEM".to_owned(),
-            format!("ssl.truststore.location={certificates}/ca.pem"),
-            "listener.name.mutual.ssl.client.auth=required".to_owned(),
-        ];
-        for listener in ["sasl", "saslssl"] {
-            for mechanism in ["scram-sha-256", "scram-sha-512"] {
-                properties.push(format!(
-                    "listener.name.{listener}.{mechanism}.sasl.jaas.config=org.apache.kafka.common.security.scram.\
-                     ScramLoginModule required;"
-                ));
-            }
-            properties.push(format!(
-                "listener.name.{listener}.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule \
-                 required user_admin=\"admin-secret\";"
-            ));
-        }
-        let format_args = ["256", "512"].into_iter().flat_map(|bits| {
-            ["--add-scram".to_owned(), format!("SCRAM-SHA-{bits}=[name=admin,password=admin-secret]")]
-        });
-        Setup { properties, format_args: format_args.collect() }
-    }
-}
-
-fn free_ports() -> [u16; 4] {
-    [(); 4].map(|()| {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("some port is free");
-        listener.local_addr().expect("it is bound").port()
-    })
+fn sasl_as_admin(certificates: &Certificates, mechanism: Mechanism, password: &str) -> Sasl {
+    Sasl { mechanism, username: "admin".into(), password_file: certificates.secret(password) }
 }
 
 #[tokio::test]
 async fn guarded_broker_is_reached_and_what_is_wrong_is_said() {
     let certificates = Certificates::make();
-    let ports = free_ports();
-    let kafka = Kafka::start_with(guarded(certificates.0.path(), ports));
-    let [sasl, tls, mutual, both] = ports.map(|port| format!("127.0.0.1:{port}"));
+    let (kafka, Guarded { sasl, tls, mutual, both }) = guarded::start(&certificates);
     let load = |tls: Option<Tls>, sasl: Option<Sasl>| {
         Security::load(tls.as_ref(), sasl.as_ref()).expect("the files are there")
     };
-    let login = |mechanism| Some(certificates.sasl(mechanism, "admin-secret"));
+    let over_tls = || self::tls(&certificates);
+    let login = |mechanism| Some(sasl_as_admin(&certificates, mechanism, "admin-secret"));
 
     for mechanism in Mechanism::ALL {
         assert_eq!(try_out(load(None, login(mechanism)), &sasl).await, Ok(1), "{mechanism:?}");
-        assert_eq!(try_out(load(Some(certificates.tls()), login(mechanism)), &both).await, Ok(1), "{mechanism:?}");
+        assert_eq!(try_out(load(Some(over_tls()), login(mechanism)), &both).await, Ok(1), "{mechanism:?}");
     }
-    assert_eq!(try_out(load(Some(certificates.tls()), None), &tls).await, Ok(1));
+    assert_eq!(try_out(load(Some(over_tls()), None), &tls).await, Ok(1));
     let localhost = tls.replace("127.0.0.1", "localhost");
-    assert_eq!(try_out(load(Some(certificates.tls()), None), &localhost).await, Ok(1));
+    assert_eq!(try_out(load(Some(over_tls()), None), &localhost).await, Ok(1));
     let known = Tls {
         cert_file: Some(certificates.file("client.crt")),
         key_file: Some(certificates.file("client.key")),
-        ..certificates.tls()
+        ..over_tls()
     };
     assert_eq!(try_out(load(Some(known), None), &mutual).await, Ok(1));
 
@@ -145,15 +63,15 @@ async fn guarded_broker_is_reached_and_what_is_wrong_is_said() {
         assert!(!error.contains("secret"), "{error}");
     };
     for mechanism in Mechanism::ALL {
-        let wrong = certificates.sasl(mechanism, "wrong-secret");
+        let wrong = sasl_as_admin(&certificates, mechanism, "wrong-secret");
         refused(load(None, Some(wrong)), &sasl, "refused the login").await;
     }
     let other = Tls { ca_file: Some(certificates.file("other.pem")), ..Tls::default() };
     refused(load(Some(other), None), &tls, "UnknownIssuer").await;
     refused(load(None, None), &tls, "wants TLS").await;
-    refused(load(Some(certificates.tls()), None), &kafka.address(), "does this port speak TLS?").await;
+    refused(load(Some(over_tls()), None), &kafka.address(), "does this port speak TLS?").await;
     refused(load(None, login(Mechanism::Plain)), &kafka.address(), "refused the login").await;
-    refused(load(Some(certificates.tls()), None), &mutual, "Certificate").await;
+    refused(load(Some(over_tls()), None), &mutual, "Certificate").await;
     // This may be something else, and is tried again.
     let error = try_out(load(None, None), &sasl).await.expect_err("it wants a login");
     assert_eq!(error, WireError::WantsSasl { broker: sasl });

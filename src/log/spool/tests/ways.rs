@@ -82,8 +82,10 @@ async fn records_of_an_absence_are_forwarded_in_order_and_unchanged() {
     let [spooled] = &spool.spooled()[..] else { panic!("it holds one queue") };
     assert_eq!((spooled.records, &spooled.path), (300, &dir.path().join("queues/default/normal")));
     assert!(spooled.path.is_dir());
+    assert_eq!(spool.forwarded(), 0);
     remote.set(Weather::Fair);
     until_empty(&spool).await;
+    until("all of it is counted", || spool.forwarded() == 300).await;
     assert_eq!(remote.records(&normal()), expected);
     assert_eq!(remote.keys(), keys);
     assert!(remote.batches().iter().any(|batch| *batch > 16), "{:?}", remote.batches());

@@ -500,6 +500,48 @@ fn rule_6_commit_is_not_waited_for_for_ever() {
 }
 
 #[test]
+fn rule_6_what_is_committed_is_committed_again_when_nothing_new_is() {
+    let mut scene = Scene::holding(&[0, 1]);
+    scene.commit(0, 7, 1);
+    scene.commit_question();
+    scene.answer_commit(&[(0, 0)]);
+    assert_eq!(scene.heard(), [Heard::Committed(1)]);
+    scene.pass(11 * 3600 * SECOND);
+    assert_eq!(scene.offsets_question(), None);
+    scene.pass(2 * 3600 * SECOND);
+    let request = scene.commit_question();
+    let partitions = &request.topics[0].partitions;
+    assert_eq!(partitions.len(), 1, "of the other one nothing is stored");
+    assert_eq!((partitions[0].partition_index, partitions[0].committed_offset), (0, 7));
+    scene.answer_commit(&[(0, 0)]);
+    scene.heard();
+    // Something newer counts from then on.
+    scene.pass(11 * 3600 * SECOND);
+    scene.commit(0, 8, 2);
+    scene.commit_question();
+    scene.answer_commit(&[(0, 0)]);
+    scene.heard();
+    scene.pass(11 * 3600 * SECOND);
+    assert_eq!(scene.offsets_question(), None);
+    scene.pass(2 * 3600 * SECOND);
+    assert_eq!(scene.commit_question().topics[0].partitions[0].committed_offset, 8);
+}
+
+#[test]
+fn rule_6_offset_of_an_earlier_owner_is_committed_again_too() {
+    let mut scene = Scene::new(&Config::default());
+    scene.join_with_new_id();
+    scene.sync(&[0]);
+    scene.fetch(&[(0, 5, "words")]);
+    scene.heard();
+    scene.pass(13 * 3600 * SECOND);
+    let request = scene.commit_question();
+    let partition = &request.topics[0].partitions[0];
+    assert_eq!(partition.committed_offset, 5);
+    assert_eq!(partition.committed_metadata.as_ref().map(|words| words.as_str()), Some("words"));
+}
+
+#[test]
 fn rule_7_partition_comes_with_what_is_committed_for_it() {
     let mut scene = Scene::new(&Config::default());
     scene.join_with_new_id();

@@ -1,0 +1,64 @@
+//! Records that no sidecar wrote.
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde_json::{Value, json};
+
+use super::{flags, reaches_kafka};
+use crate::harness::{
+    Redis, Sidecar,
+    kafka::{Kafka, unique},
+    set, wait_for, wait_until,
+};
+
+#[test]
+fn poisoned_records_stop_nothing_and_keep_their_bytes() {
+    let (redis, kafka, topic) = (Redis::start(&[]), Kafka::shared(), unique("poison"));
+    let flags = flags(kafka, &topic);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).chain(["--kafka-partitions=1"]).collect();
+    let sidecar = Sidecar::start(&redis.url(), &flags);
+    wait_until("Kafka takes tasks", || reaches_kafka(&sidecar));
+    let refused: [(&[u8], &str); 6] = [
+        (b"", "malformed-json"),
+        (b"\xff\xfe\0\x01 garbage", "malformed-json"),
+        (br#"{"some":"other service's event"}"#, "validation-failed"),
+        (br#"{"type":"simple","command":"SET","args":["k"]}"#, "validation-failed"),
+        (br#"{"type":"simple","command":"FLUSHALL","args":[]}"#, "command-not-allowed"),
+        (br#"{"type":"simple","command":"GET","args":["k"]}"#, "command-not-allowed"),
+    ];
+    let put = |value: &[u8]| kafka.produce(&topic, 0, b"key", value);
+    let elsewhere = json!({
+        "type": "simple", "id": "waits", "target": "elsewhere", "command": "SET", "args": ["key", "elsewhere"]
+    });
+    put(elsewhere.to_string().as_bytes());
+    for (value, _) in &refused {
+        put(value);
+    }
+    put(json!({"type": "simple", "command": "SET", "args": ["produced", "1"]}).to_string().as_bytes());
+    sidecar.post(&set("behind", "posted", "1"));
+    redis.wait_for_value("produced", "1");
+    redis.wait_for_value("posted", "1");
+
+    let letters: Vec<Value> = wait_for("all that is refused to be a dead letter", || {
+        let list = sidecar.ops("/admin/v1/dead-letters").json();
+        let items = list["items"].as_array().expect("a list has items").clone();
+        (items.len() >= refused.len()).then_some(items)
+    });
+    assert_eq!(letters.len(), refused.len(), "{letters:?}");
+    for (value, code) in refused {
+        let kept = |letter: &&Value| has_kept(&sidecar, letter, value);
+        let letter = letters.iter().find(kept).unwrap_or_else(|| panic!("{code} has no letter: {letters:?}"));
+        assert_eq!((&letter["reason"], &letter["code"]), (&json!("refused-record"), &json!(code)));
+    }
+    // Another sidecar may know its target.
+    assert!(sidecar.dead_letter("waits").is_none());
+    sidecar.wait_for_log("Task waits names a target that is not configured here");
+}
+
+/// Whether a dead letter has kept these bytes.
+fn has_kept(sidecar: &Sidecar, letter: &Value, bytes: &[u8]) -> bool {
+    let letter = sidecar.dead_letter(letter["id"].as_str().expect("a letter has an id")).expect("it is there");
+    match letter["task_base64"].as_str() {
+        Some(encoded) => BASE64_STANDARD.decode(encoded).expect("it is base64") == bytes,
+        None => serde_json::from_slice::<Value>(bytes).is_ok_and(|value| letter["task"] == value),
+    }
+}
