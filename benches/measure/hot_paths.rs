@@ -33,7 +33,7 @@ const PATHS: [(&str, &str, f64); 7] = [
     ("encode", "make its record", 1_100.0),
     ("frame", "write its frame into the journal's buffer", 915.0),
     ("decode", "read its record", 1_770.0),
-    ("schedule", "insert, pop and finish its unit", 495.0),
+    ("schedule", "insert, pop and finish its unit", 550.0),
     ("classify", "judge an error of Redis", 7_400.0),
     ("metrics", "count a task in all metrics", 235.0),
 ];
