@@ -20,6 +20,7 @@ use super::{
 
 mod broker;
 mod overtaken;
+mod pages;
 mod processes;
 mod shared;
 mod workload;
@@ -128,6 +129,9 @@ async fn tell_story(tasks: u64, dir: &Path) -> anyhow::Result<()> {
         "{} tasks of all three types, on {KEYS} lists, counters and sessions, are handed in all the same.",
         grouped(tasks)
     ));
+    for batch in pages::tasks().chunks(BATCH) {
+        hand_in_batch(&sidecar, batch).await?;
+    }
     let handed_in = Instant::now();
     hand_in(&stage, &[&sidecar], &mut workload, tasks / 2).await?;
     hand_in_poison(&sidecar).await?;
@@ -135,6 +139,11 @@ async fn tell_story(tasks: u64, dir: &Path) -> anyhow::Result<()> {
     stage.say(&format!(
         "   All of them were answered 202 with durability \"local\", {} a second. One of them is poisoned.",
         grouped((tasks as f64 / handed_in.elapsed().as_secs_f64()) as u64)
+    ));
+    stage.say(&format!(
+        "   So were {} writes of {} pages of a cache, before them.",
+        grouped(pages::WRITES),
+        pages::PAGES
     ));
     let held = get(&sidecar, &format!("/tasks/demo-{}", workload.accepted() - 1)).await?;
     stage.say(&format!("   What the last one waits for: {}", held["held_by"].as_str().unwrap_or("its turn")));
@@ -152,6 +161,14 @@ async fn tell_story(tasks: u64, dir: &Path) -> anyhow::Result<()> {
     })
     .await?;
     stage.say(&format!("   What is sent to it, as it was seen: {released}."));
+    let superseded = metric(&sidecar, |name| {
+        name.starts_with("redrive_tasks_settled_total{") && name.contains(r#"outcome="superseded""#)
+    });
+    stage.say(&format!(
+        "   Of the {} writes of the pages {} were sent: a later one takes the place of those that still wait.",
+        grouped(pages::WRITES),
+        grouped(pages::WRITES.saturating_sub(superseded.await?))
+    ));
     let mut spent = retries_counted(&sidecar).await?;
     sidecar.kill9();
     say_progress(&stage, &redis, &workload, "The sidecar was killed")?;
@@ -173,8 +190,9 @@ async fn tell_story(tasks: u64, dir: &Path) -> anyhow::Result<()> {
 
     stage.step("The sidecar is started again, and the backlog drains.");
     restart(&stage, &mut sidecar)?;
-    let all = workload.accepted() + 1 + overtaken::ALL.len() as u64;
+    let all = workload.accepted() + 1 + overtaken::ALL.len() as u64 + pages::WRITES;
     drain(&stage, &sidecar, all).await?;
+    ensure!(pages::are_newest(&redis)?, "a promise was not kept: a page of the cache is not the newest");
     let rate = (tasks as f64 / draining.elapsed().as_secs_f64()) as u64;
     spent += retries_counted(&sidecar).await?;
 
@@ -305,14 +323,17 @@ async fn hand_in(stage: &Stage, sidecars: &[&Sidecar], workload: &mut Workload, 
     let mut turns = sidecars.iter().cycle();
     while let Some(sidecar) = turns.next().filter(|_| left > 0) {
         let size = left.min(BATCH as u64);
-        let batch = workload.batch(size as usize);
+        hand_in_batch(sidecar, &workload.batch(size as usize)).await?;
         left -= size;
-        let body = serde_json::to_vec(&json!({ "tasks": batch }))?;
-        let answer = post(sidecar, "/tasks/batch", body).await?;
-        ensure!(answer.0 == StatusCode::ACCEPTED, "a batch was answered {}: {}", answer.0, answer.1);
         bar.inc(size);
     }
     bar.finish_and_clear();
+    Ok(())
+}
+
+async fn hand_in_batch(sidecar: &Sidecar, batch: &[Value]) -> anyhow::Result<()> {
+    let answer = post(sidecar, "/tasks/batch", serde_json::to_vec(&json!({ "tasks": batch }))?).await?;
+    ensure!(answer.0 == StatusCode::ACCEPTED, "a batch was answered {}: {}", answer.0, answer.1);
     Ok(())
 }
 

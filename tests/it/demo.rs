@@ -55,6 +55,9 @@ fn keeps_its_promises(tasks: usize, more: &[&str]) {
         let released =
             said.lines().find(|line| line.contains("What is sent to it")).unwrap_or_else(|| panic!("{said}"));
         assert!(released.contains(": probes only, then "), "{released}");
+        let pages = said.lines().find_map(|line| line.trim_start().strip_prefix("Of the 1,000 writes of the pages "));
+        let sent = pages.and_then(|line| line.split(' ').next()?.parse::<usize>().ok());
+        assert!(sent.is_some_and(|sent| sent < 100), "{said}");
     }
     assert!(said.contains("demo-poison: "), "{said}");
     assert_eq!(std::fs::read_dir(dir.path()).expect("the directory is there").count(), 0);
