@@ -48,6 +48,16 @@ const ROWS: [Row; 17] = [
     row("restore-replace", &["RESTORE", "KEY", "TTLMS", "DUMP", "REPLACE"], Some(&["other"])),
 ];
 
+/// The same of a hash's field; the hash is there before, unless the command makes it.
+const FIELD_ROWS: [Row; 6] = [
+    row("hexpire", &["HEXPIRE", "KEY", "TTL", "FIELDS", "1", "f"], None),
+    row("hpexpire", &["HPEXPIRE", "KEY", "TTLMS", "FIELDS", "1", "f"], None),
+    row("hgetex-ex", &["HGETEX", "KEY", "EX", "TTL", "FIELDS", "1", "f"], None),
+    row("hgetex-px", &["HGETEX", "KEY", "PX", "TTLMS", "FIELDS", "1", "f"], None),
+    row("hsetex-ex", &["HSETEX", "KEY", "EX", "TTL", "FIELDS", "1", "f", "v"], None),
+    row("hsetex-px", &["HSETEX", "KEY", "PX", "TTLMS", "FIELDS", "1", "f", "v"], None),
+];
+
 /// How a row's command is part of a task.
 const FORMS: [&str; 4] = ["alone", "each", "atomic", "once"];
 
@@ -143,6 +153,51 @@ fn time_to_live_ends_when_the_service_meant_it() {
         } else if !name.contains("-alone-") {
             assert_eq!(redis.get(&format!("{name}-other")), "1", "{name}: what is left of it runs");
         }
+    }
+}
+
+/// As above, on a server that has TTLs of fields.
+#[test]
+fn time_to_live_of_a_field_ends_when_the_service_meant_it() {
+    let mut redis = Redis::durable_and_newer();
+    let mut sidecar = Sidecar::start(&redis.url(), &[]);
+    let all = |ttl: i64| FIELD_ROWS.iter().flat_map(move |row| FORMS.map(|form| (row, task(row, form, ttl))));
+    let is_made = |row: &Row| row.name.starts_with("hsetex");
+    let mut tasks = Vec::new();
+    for (row, (name, task)) in all(LONG).chain(all(SHORT)) {
+        if !is_made(row) {
+            redis.cli(&["HSET", &name, "f", "v"]);
+        }
+        tasks.push(task);
+    }
+    redis.kill9();
+    let meant_ms = (Timestamp::now().as_second() - AGO) * 1000;
+    sidecar.batch(&tasks);
+    sidecar.kill9();
+    sidecar.restart();
+    redis.restart();
+    sidecar.wait_until_done();
+    assert_eq!(sidecar.ops("/admin/v1/dead-letters").json()["items"], json!([]));
+    let now_ms = Timestamp::now().as_millisecond();
+    let rest_of = |name: &str| match redis.cli(&["HPTTL", name, "FIELDS", "1", "f"]) {
+        Reply::Array(each) => integer(&each[0]),
+        other => panic!("{name}: {other:?}"),
+    };
+    for (_, (name, _)) in all(LONG) {
+        assert_eq!(redis.cli(&["HGET", &name, "f"]).text(), "v", "{name}");
+        let expected = meant_ms + LONG * 1000 - now_ms;
+        let rest = rest_of(&name);
+        assert!((rest - expected).abs() <= TOLERANCE_MS + 1000, "{name}: {rest} ms are left, not {expected}");
+        assert_eq!(sidecar.get(&name).json()["outcome"], "applied", "{name}");
+    }
+    for (row, (name, _)) in all(SHORT) {
+        if is_made(row) {
+            assert_eq!(redis.cli(&["EXISTS", &name]).text(), "0", "{name}");
+        } else {
+            assert_eq!((redis.cli(&["HGET", &name, "f"]).text(), rest_of(&name)), ("v".to_owned(), -1), "{name}");
+        }
+        let outcome = if name.contains("-alone-") { "expired" } else { "applied" };
+        assert_eq!(sidecar.get(&name).json()["outcome"], outcome, "{name}");
     }
 }
 

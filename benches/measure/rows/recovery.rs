@@ -17,7 +17,7 @@ use hdrhistogram::Histogram;
 use super::super::{
     backlog::{Backlog, Target},
     driver::{self, Shape, Until, Work},
-    processes::{Sidecar, UNLIMITED, free_address},
+    processes::{LIMITED, Sidecar, UNLIMITED, free_address},
     report::{Report, Samples},
 };
 
@@ -200,7 +200,8 @@ async fn coalescing(scratch: &Path, rounds: usize, tasks: u32, report: &mut Repo
 
             target.redis.flush().await?;
             let begun = Instant::now();
-            let sidecar = Sidecar::serving(&data, target.address).await?;
+            // As it is by default: what the rate holds back is what later writes take the place of.
+            let sidecar = Sidecar::serving_with(&LIMITED, &data, target.address).await?;
             // The last tasks are made last, but for those of the hottest keys: so they are asked first.
             let latest = &end[end.len() / 2..];
             while target.redis.differing(latest).await? > 0 || target.redis.differing(&end).await? > 0 {

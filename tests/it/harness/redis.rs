@@ -17,8 +17,11 @@ use super::{
     wait_until,
 };
 
+const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
+
 /// A `redis-server` on a port of its own; ended when dropped.
 pub struct Redis {
+    program: &'static str,
     child: Child,
     port: u16,
     dir: TempDir,
@@ -28,22 +31,31 @@ pub struct Redis {
 impl Redis {
     /// Starts a server that keeps nothing on disk, and waits until it answers. Later arguments win over earlier ones.
     pub fn start(args: &[&str]) -> Self {
+        Self::start_program("redis-server", args)
+    }
+
+    fn start_program(program: &'static str, args: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
         let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
         // Somebody else may take the port between asking for it and listening: then another one is tried.
         for _ in 0..20 {
             let port = free_port();
-            let mut child = spawn(port, dir.path(), &args);
+            let mut child = spawn(program, port, dir.path(), &args);
             if comes_up(port, &mut child) {
-                return Self { child, port, dir, args };
+                return Self { program, child, port, dir, args };
             }
         }
-        panic!("redis-server does not start; is it installed?");
+        panic!("{program} does not start; is it installed?");
     }
 
     /// One that remembers every write that it answered, also over `kill9`.
     pub fn durable() -> Self {
-        Self::start(&["--appendonly", "yes", "--appendfsync", "always"])
+        Self::start(&DURABLE)
+    }
+
+    /// The same of a server that knows the commands of after Redis 7.0.
+    pub fn durable_and_newer() -> Self {
+        Self::start_program(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/valkey-server"), &DURABLE)
     }
 
     pub fn port(&self) -> u16 {
@@ -72,13 +84,13 @@ impl Redis {
     /// Starts it again on the same port and directory, after `kill9`.
     pub fn restart(&mut self) {
         self.restart_with(&[]);
-        assert!(comes_up(self.port, &mut self.child), "redis-server does not start again");
+        assert!(comes_up(self.port, &mut self.child), "{} does not start again", self.program);
     }
 
     /// As `restart`, with more arguments, and without waiting until it answers.
     pub fn restart_with(&mut self, more: &[&str]) {
         let args: Vec<String> = self.args.iter().cloned().chain(more.iter().map(|&arg| arg.to_owned())).collect();
-        self.child = spawn(self.port, self.dir.path(), &args);
+        self.child = spawn(self.program, self.port, self.dir.path(), &args);
     }
 
     /// A connection to ask many things over.
@@ -143,8 +155,8 @@ fn free_port() -> u16 {
     std::iter::repeat_with(|| fastrand::u16(10_000..32_000)).find(is_free).expect("some port is free")
 }
 
-fn spawn(port: u16, dir: &Path, args: &[String]) -> Child {
-    mortal("redis-server")
+fn spawn(program: &str, port: u16, dir: &Path, args: &[String]) -> Child {
+    mortal(program)
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
         .args(["--enable-debug-command", "yes", "--dir"])
         .arg(dir)
@@ -152,7 +164,7 @@ fn spawn(port: u16, dir: &Path, args: &[String]) -> Child {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()
-        .expect("setpriv and redis-server are installed")
+        .expect("setpriv and the server are installed")
 }
 
 /// Whether the child comes to answer on the port; false when it ended instead.
