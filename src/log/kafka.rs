@@ -37,7 +37,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    admin::{Admin, AdminError, Finding, NewTopic, TopicKind},
+    admin::{Admin, AdminError, Finding, Inspection, NewTopic, TopicKind},
     config::Config,
     connector::Connector,
     consumers::Consumers,
@@ -333,7 +333,10 @@ impl Inner {
         match timeout_at(deadline, self.source.closing.run_until_cancelled(look)).await {
             Ok(Some(Ok(()))) => Ok(()),
             // Where nobody may look, what is stored is as safe as whoever set it up has made it.
-            Ok(Some(Err(error))) if error.is_permanent() => Ok(()),
+            Ok(Some(Err(error))) if error.is_permanent() => {
+                self.inspected.note(Inspection { topics: vec![topic.into()], findings: Vec::new() });
+                Ok(())
+            }
             Ok(Some(Err(error))) => Err(AppendError::Unavailable { reason: error.to_string() }),
             Ok(None) => Err(AppendError::Closed),
             Err(_) => Err(AppendError::Unavailable { reason: self.producer.reason() }),

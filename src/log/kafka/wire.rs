@@ -140,6 +140,8 @@ pub enum WireError {
     Login { broker: String, reason: String },
     #[error("{broker} knows versions {min} to {max} of {call}, not {version}; Kafka 2.4 or newer is needed")]
     Version { broker: String, call: &'static str, version: i16, min: i16, max: i16 },
+    #[error("{broker} does not know {call}")]
+    Unknown { broker: String, call: &'static str },
     #[error("{broker} sent what is no answer to {call}: {reason}")]
     Malformed { broker: String, call: &'static str, reason: String },
 }
@@ -152,7 +154,8 @@ impl WireError {
             | Self::Tls { .. }
             | Self::WantsTls { .. }
             | Self::Login { .. }
-            | Self::Version { .. } => true,
+            | Self::Version { .. }
+            | Self::Unknown { .. } => true,
             // The connection may have been cut for another reason.
             Self::WantsSasl { .. }
             | Self::Unreachable { .. }
@@ -213,6 +216,7 @@ impl Dialer {
             last_id: 0,
             in_step: true,
             stage: Stage::Greeting,
+            unknown: Vec::new(),
         };
         connection.check_versions(self.connect_timeout).await?;
         match self.security.login() {
@@ -262,6 +266,8 @@ pub(super) struct Connection {
     /// False once an answer was not waited for: the next one would be taken for another question's.
     in_step: bool,
     stage: Stage,
+    /// Questions that the broker does not list: it would hang up.
+    unknown: Vec<i16>,
 }
 
 impl Connection {
@@ -273,6 +279,9 @@ impl Connection {
     pub(super) async fn call<C: Call>(&mut self, request: &C, within: Duration) -> Result<C::Answer, WireError> {
         if !self.in_step {
             return Err(self.closed("an earlier question was given up"));
+        }
+        if self.unknown.contains(&C::KEY) {
+            return Err(WireError::Unknown { broker: self.broker.clone(), call: C::NAME });
         }
         self.in_step = false;
         self.last_id = self.last_id.wrapping_add(1);
@@ -343,8 +352,11 @@ impl Connection {
     async fn check_versions(&mut self, within: Duration) -> Result<(), WireError> {
         let answer = self.call(&ApiVersionsRequest::default(), within).await?;
         for &(call, key, version) in CALLS {
-            // A broker without SASL does not list it; one that wants it says so when asked.
             let Some(known) = answer.api_keys.iter().find(|known| known.api_key == key) else {
+                // A broker without SASL does not list it; one that wants it says so when asked.
+                if ![SaslHandshakeRequest::KEY, SaslAuthenticateRequest::KEY].contains(&key) {
+                    self.unknown.push(key);
+                }
                 continue;
             };
             if !(known.min_version..=known.max_version).contains(&version) {

@@ -104,10 +104,10 @@ fn framed(id: i32, body: &[u8]) -> Bytes {
     frame.freeze()
 }
 
-fn versions(id: i32, changed: impl Fn(&'static str, i16) -> (i16, i16)) -> Bytes {
-    let keys = CALLS.iter().map(|&(name, key, version)| {
-        let (min, max) = changed(name, version);
-        ApiVersion::default().with_api_key(key).with_min_version(min).with_max_version(max)
+fn versions(id: i32, changed: impl Fn(&'static str, i16) -> Option<(i16, i16)>) -> Bytes {
+    let keys = CALLS.iter().filter_map(|&(name, key, version)| {
+        let (min, max) = changed(name, version)?;
+        Some(ApiVersion::default().with_api_key(key).with_min_version(min).with_max_version(max))
     });
     let mut body = BytesMut::new();
     ApiVersionsResponse::default().with_api_keys(keys.collect()).encode(&mut body, 0).expect("it can be said");
@@ -115,14 +115,28 @@ fn versions(id: i32, changed: impl Fn(&'static str, i16) -> (i16, i16)) -> Bytes
 }
 
 fn all_versions(id: i32) -> Bytes {
-    versions(id, |_, version| (version, version))
+    versions(id, |_, version| Some((version, version)))
+}
+
+#[tokio::test]
+async fn broker_is_not_asked_what_it_does_not_know() {
+    let address = scripted(|_, id| {
+        Some(versions(id, |name, version| (name != "DescribeConfigsRequest").then_some((version, version))))
+    });
+    let mut connection = dialer(Security::default(), PATIENCE).connect(&address.await).await.expect("it greets");
+    for _ in 0..2 {
+        let error = connection.call(&DescribeConfigsRequest::default(), PATIENCE).await.expect_err("it is not asked");
+        assert!(error.is_permanent());
+        assert!(error.to_string().ends_with("does not know DescribeConfigsRequest"), "{error}");
+    }
 }
 
 #[tokio::test]
 async fn broker_that_is_too_old_or_too_new_is_named() {
     let check = async |changed: (i16, i16), expected: &str| {
         let address = scripted(move |_, id| {
-            Some(versions(id, |name, version| if name == "JoinGroupRequest" { changed } else { (version, version) }))
+            let said = |name, version| if name == "JoinGroupRequest" { changed } else { (version, version) };
+            Some(versions(id, |name, version| Some(said(name, version))))
         });
         let connected = dialer(Security::default(), PATIENCE).connect(&address.await).await;
         let error = connected.map(|_| ()).expect_err(expected);
