@@ -17,13 +17,25 @@
 
 use std::time::{Duration, Instant};
 
+use super::slots::Slots;
 use crate::retry::{Failure, FailureClass, backoff};
 
 /// Soft signals in a row that open the breaker.
 const SOFT_IN_A_ROW: u32 = 3;
 
-/// Where more than half of at least so many batches within [`Recent::SPAN`] were soft signals, that opens it too.
+/// Where more than half of at least so many batches within the last slots were soft signals, that opens it too.
 const SOFT_AMONG: u32 = 20;
+
+/// The slots in which batches are counted: 5 s in all.
+const SLOT: Duration = Duration::from_millis(500);
+const SLOTS: usize = 10;
+
+/// Batches that ended, and how many of them were soft signals.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counted {
+    all: u32,
+    soft: u32,
+}
 
 /// The most units in the batch that tries a target out. They should be idempotent ones.
 pub const TRIAL_UNITS: usize = 16;
@@ -140,7 +152,7 @@ pub enum Admission {
 pub struct Breaker {
     state: State,
     soft_in_a_row: u32,
-    recent: Recent,
+    recent: Slots<Counted, SLOTS>,
     probe_cap: Duration,
     rng: fastrand::Rng,
 }
@@ -148,7 +160,7 @@ pub struct Breaker {
 impl Breaker {
     /// `probe_cap`: the longest time between two probes.
     pub fn new(probe_cap: Duration, rng: fastrand::Rng, now: Instant) -> Self {
-        Self { state: State::Closed, soft_in_a_row: 0, recent: Recent::new(now), probe_cap, rng }
+        Self { state: State::Closed, soft_in_a_row: 0, recent: Slots::new(SLOT, now), probe_cap, rng }
     }
 
     pub fn state(&self) -> &State {
@@ -216,7 +228,7 @@ impl Breaker {
     /// as there may be when the target is well.
     pub fn on_batch(&mut self, begun: Instant, goal: usize, now: Instant) {
         self.soft_in_a_row = 0;
-        self.recent.count(false, now);
+        self.recent.current(now).all += 1;
         self.state = match &self.state {
             State::HalfOpen { trial: true, reason, .. } => {
                 State::Ramp { reason: reason.clone(), batches: 1, stepped_at: now, next_step_at: self.next_step(now) }
@@ -252,8 +264,11 @@ impl Breaker {
     /// Whether there were too many soft signals with this one.
     fn note_soft(&mut self, now: Instant) -> bool {
         self.soft_in_a_row += 1;
-        self.recent.count(true, now);
-        self.soft_in_a_row >= SOFT_IN_A_ROW || self.recent.is_mostly_soft(now)
+        let counted = self.recent.current(now);
+        (counted.all, counted.soft) = (counted.all + 1, counted.soft + 1);
+        let (all, soft) =
+            self.recent.recent(now).fold((0, 0), |(all, soft), (_, slot)| (all + slot.all, soft + slot.soft));
+        self.soft_in_a_row >= SOFT_IN_A_ROW || all >= SOFT_AMONG && soft * 2 > all
     }
 
     fn next_step(&mut self, now: Instant) -> Instant {
@@ -264,47 +279,8 @@ impl Breaker {
         let outage = now.saturating_duration_since(since);
         let next_probe_at = now + backoff::probe_interval(outage, self.probe_cap, &mut self.rng);
         self.soft_in_a_row = 0;
-        self.recent = Recent::new(now);
+        self.recent = Slots::new(SLOT, now);
         self.state = State::Open { since, reason: reason.clone(), next_probe_at };
-    }
-}
-
-/// The batches of the last seconds, and how many of them were soft signals.
-#[derive(Debug)]
-struct Recent {
-    start: Instant,
-    /// Of each slot: its number, all, and soft ones.
-    slots: [(u64, u32, u32); Self::SLOTS],
-}
-
-impl Recent {
-    const SLOTS: usize = 10;
-    const SPAN: Duration = Duration::from_secs(5);
-
-    fn new(now: Instant) -> Self {
-        Self { start: now, slots: [(0, 0, 0); Self::SLOTS] }
-    }
-
-    fn number(&self, now: Instant) -> u64 {
-        let slot = Self::SPAN.as_millis() / Self::SLOTS as u128;
-        (now.saturating_duration_since(self.start).as_millis() / slot) as u64
-    }
-
-    fn count(&mut self, soft: bool, now: Instant) {
-        let number = self.number(now);
-        let slot = &mut self.slots[(number % Self::SLOTS as u64) as usize];
-        if slot.0 != number {
-            *slot = (number, 0, 0);
-        }
-        slot.1 += 1;
-        slot.2 += u32::from(soft);
-    }
-
-    fn is_mostly_soft(&self, now: Instant) -> bool {
-        let number = self.number(now);
-        let recent = self.slots.iter().filter(|(slot, ..)| slot + Self::SLOTS as u64 > number);
-        let (all, soft) = recent.fold((0, 0), |(all, soft), slot| (all + slot.1, soft + slot.2));
-        all >= SOFT_AMONG && soft * 2 > all
     }
 }
 

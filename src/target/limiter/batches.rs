@@ -29,9 +29,9 @@ const LONGEST_REST: u32 = 2048;
 /// So many round trips tell whether it may grow once more.
 const GROWTH_REST: u32 = 8;
 
-/// Of a new round trip of a full batch, how much goes into the average of the last ones, and into that of the usual ones. A shorter one
-/// is usual soon, and a longer one late; and only while there is one batch at a time, as what is longer for several is
-/// our own doing.
+/// Of a new round trip of a full batch, how much goes into the average of the last ones, and into that of the usual
+/// ones. A shorter one is usual soon, and a longer one late; and only while there is one batch at a time, as what is
+/// longer for several is our own doing.
 const SHORT_TERM: f64 = 1.0 / 8.0;
 const LONG_TERM_DOWN: f64 = 1.0 / 8.0;
 const LONG_TERM_UP: f64 = 1.0 / 128.0;
