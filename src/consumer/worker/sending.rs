@@ -151,8 +151,10 @@ impl Worker {
     fn gather(&mut self, units: usize, choice: Choice, now: Instant) -> Draft {
         let mut draft = self.draft(choice, now);
         let mut lanes = self.lanes();
+        let mut ready = lanes.each_ref().map(|lane| self.ready_in(lane));
         while draft.sent.len() < units && draft.batch.bytes() < MAX_BATCH_BYTES {
-            let Some((turn, number)) = self.next_turn(&lanes) else { break };
+            let Some(turn) = self.turns.next(ready) else { break };
+            let Some(number) = self.next_window(&lanes[turn.lane], turn) else { break };
             let (schedule, entries) = self.windows[number].schedule_and_entries();
             let next = match choice {
                 Choice::Idempotent => schedule
@@ -161,20 +163,22 @@ impl Worker {
                 Choice::Any | Choice::Freeing if turn.again => schedule.pop_again(),
                 Choice::Any | Choice::Freeing => schedule.pop_ready(),
             };
-            let Some((node, unit)) = next else {
+            if let Some((node, unit)) = next {
+                if self.would_overflow(&draft.batch, number, unit) {
+                    self.windows[number].schedule.put_back(node);
+                    break;
+                }
+                let before = draft.sent.len();
+                self.push(number, node, unit, &mut draft);
+                // What came to its end without being sent was nobody's turn.
+                if draft.sent.len() > before {
+                    self.turns.sent(turn);
+                }
+            } else {
                 lanes[turn.lane].retain(|other| *other != number);
-                continue;
-            };
-            if self.would_overflow(&draft.batch, number, unit) {
-                self.windows[number].schedule.put_back(node);
-                break;
             }
-            let before = draft.sent.len();
-            self.push(number, node, unit, &mut draft);
-            // What came to its end without being sent was nobody's turn.
-            if draft.sent.len() > before {
-                self.turns.sent(turn);
-            }
+            // What a unit lets go is in its own window.
+            ready[turn.lane] = self.ready_in(&lanes[turn.lane]);
         }
         draft
     }
@@ -189,17 +193,22 @@ impl Worker {
         lanes
     }
 
-    /// Whose turn it is, if anybody has something ready.
-    fn next_turn(&mut self, lanes: &[Vec<WindowId>; Lane::ALL.len()]) -> Option<(Turn, WindowId)> {
+    /// What of a lane is ready.
+    fn ready_in(&self, lane: &[WindowId]) -> Ready {
+        lane.iter()
+            .map(|number| ready_of(&self.windows[*number]))
+            .fold(Ready::default(), |all, one| Ready { fresh: all.fresh || one.fresh, again: all.again || one.again })
+    }
+
+    /// The window of the lane that it is the turn of.
+    fn next_window(&mut self, lane: &[WindowId], turn: Turn) -> Option<WindowId> {
         let windows = &self.windows;
-        let fresh = |number: &WindowId| windows[*number].schedule.fresh_len() > 0;
-        let again = |number: &WindowId| windows[*number].schedule.ready_len() > windows[*number].schedule.fresh_len();
-        let ready = lanes.each_ref().map(|lane| Ready { fresh: lane.iter().any(fresh), again: lane.iter().any(again) });
-        let turn = self.turns.next(ready)?;
-        let has_some = |number: &&WindowId| if turn.again { again(number) } else { fresh(number) };
-        let count = lanes[turn.lane].iter().filter(has_some).count();
-        let place = self.turns.partition(turn.lane, count);
-        lanes[turn.lane].iter().filter(has_some).nth(place).map(|number| (turn, *number))
+        let has_some = |number: &&WindowId| {
+            let ready = ready_of(&windows[**number]);
+            if turn.again { ready.again } else { ready.fresh }
+        };
+        let place = self.turns.partition(turn.lane, lane.iter().filter(has_some).count());
+        lane.iter().filter(has_some).nth(place).copied()
     }
 
     /// Whether a unit would make a batch larger than what the response timeout allows for. One alone never does.
@@ -311,4 +320,9 @@ impl Worker {
             Event::Batch { flight, sent, connection, result: Ok(result) }
         }));
     }
+}
+
+fn ready_of(window: &Window) -> Ready {
+    let fresh = window.schedule.fresh_len();
+    Ready { fresh: fresh > 0, again: window.schedule.ready_len() > fresh }
 }
