@@ -45,6 +45,7 @@ mod past;
 mod probe;
 mod replies;
 mod script;
+mod slots;
 #[cfg(test)]
 pub(crate) mod testing;
 mod version;

@@ -161,13 +161,11 @@ async fn tell_story(tasks: u64, dir: &Path) -> anyhow::Result<()> {
     })
     .await?;
     stage.say(&format!("   What is sent to it, as it was seen: {released}."));
-    let superseded = metric(&sidecar, |name| {
-        name.starts_with("redrive_tasks_settled_total{") && name.contains(r#"outcome="superseded""#)
-    });
+    let superseded = settled(&sidecar, "superseded").await?;
     stage.say(&format!(
         "   Of the {} writes of the pages {} were sent: a later one takes the place of those that still wait.",
         grouped(pages::WRITES),
-        grouped(pages::WRITES.saturating_sub(superseded.await?))
+        grouped(pages::WRITES.saturating_sub(superseded))
     ));
     let mut spent = retries_counted(&sidecar).await?;
     sidecar.kill9();
@@ -437,6 +435,12 @@ async fn lag(sidecar: &Sidecar) -> anyhow::Result<u64> {
 /// Retries that were scheduled: the good tasks need none, and the poisoned one is dead at once.
 async fn retries_counted(sidecar: &Sidecar) -> anyhow::Result<u64> {
     metric(sidecar, |name| name == "redis_retry_count").await
+}
+
+/// How many tasks this process has settled like that.
+async fn settled(sidecar: &Sidecar, outcome: &str) -> anyhow::Result<u64> {
+    let series = format!(r#"redrive_tasks_settled_total{{outcome="{outcome}",target="default"}}"#);
+    metric(sidecar, |name| name == series).await
 }
 
 async fn metric(sidecar: &Sidecar, wanted: impl Fn(&str) -> bool) -> anyhow::Result<u64> {

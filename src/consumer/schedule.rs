@@ -170,6 +170,26 @@ pub struct Schedule<T> {
     superseded: Vec<T>,
 }
 
+impl<T> Node<T> {
+    /// One that nothing stands next to yet.
+    fn new(role: Role, keys: Keys, stake: Stake, state: UnitState, payload: T) -> Self {
+        Self {
+            payload,
+            role,
+            keys,
+            stake,
+            state,
+            before: UnitId::NONE,
+            covers: UnitId::NONE,
+            may_be_refused: false,
+            blockers: 0,
+            blocked: Vec::new(),
+            apart: false,
+            again: false,
+        }
+    }
+}
+
 impl<T: Copy> Default for Schedule<T> {
     fn default() -> Self {
         Self {
@@ -196,20 +216,7 @@ impl<T: Copy> Schedule<T> {
     /// Adds a unit after all that were inserted before. `checks` are the other hashes of its keys, in the order of
     /// the first ones, where it overwrites several; behind a barrier they are not needed any more, and it covers nothing.
     pub fn insert(&mut self, keys: Keys, stake: Stake, checks: &[(u64, u64)], payload: T) -> UnitId {
-        let id = self.place(Node {
-            payload,
-            role: Role::Unit,
-            keys,
-            stake,
-            state: UnitState::Blocked,
-            before: UnitId::NONE,
-            covers: UnitId::NONE,
-            may_be_refused: false,
-            blockers: 0,
-            blocked: Vec::new(),
-            apart: false,
-            again: false,
-        });
+        let id = self.place(Node::new(Role::Unit, keys, stake, UnitState::Blocked, payload));
         if self.barrier.is_some() {
             self.behind.push_back(id);
             return id;
@@ -569,20 +576,7 @@ impl<T: Copy> Schedule<T> {
     fn cover_run(&mut self, id: UnitId, first: UnitId, last: UnitId) {
         let node = self.node(first);
         let (payload, keys) = (node.payload, node.keys.clone());
-        let other = self.place(Node {
-            payload,
-            role: Role::Relay,
-            keys,
-            stake: Stake::NONE,
-            state: UnitState::Covered,
-            before: UnitId::NONE,
-            covers: UnitId::NONE,
-            may_be_refused: false,
-            blockers: 0,
-            blocked: Vec::new(),
-            apart: false,
-            again: false,
-        });
+        let other = self.place(Node::new(Role::Relay, keys, Stake::NONE, UnitState::Covered, payload));
         self.swap(first, other);
         self.node_mut(first).blocked = vec![id];
         // The relay takes part in the order in its place.

@@ -130,12 +130,6 @@ pub struct Spooled {
     pub path: PathBuf,
 }
 
-/// What the spool counts, from zero with the process.
-#[derive(Debug, Default)]
-struct Counts {
-    forwarded: AtomicU64,
-}
-
 /// A [`Log`] that keeps for a remote one what that does not take now. Dropping it without [`Log::close`] loses
 /// nothing either.
 pub struct Spool {
@@ -159,7 +153,8 @@ struct Inner {
     /// Where forwarders live, and what outlives the request that asked for it.
     runtime: Handle,
     closed: OnceCell<()>,
-    counts: Arc<Counts>,
+    /// Records of the spool that the remote log has acknowledged.
+    forwarded: Arc<AtomicU64>,
 }
 
 /// A queue's line and, from its first spooled record on, its forwarder.
@@ -195,7 +190,7 @@ impl Spool {
             forwarders: TaskTracker::new(),
             runtime: Handle::current(),
             closed: OnceCell::new(),
-            counts: Arc::default(),
+            forwarded: Arc::default(),
         });
         for spooled in inner.spooled() {
             tracing::info!(
@@ -216,7 +211,7 @@ impl Spool {
 
     /// Records that the remote log has acknowledged since the start of the process, of those that were here.
     pub fn forwarded(&self) -> u64 {
-        self.inner.counts.forwarded.load(Ordering::Relaxed)
+        self.inner.forwarded.load(Ordering::Relaxed)
     }
 
     /// Counters of the spool's files.
@@ -263,7 +258,7 @@ impl Inner {
                 self.remote.clone(),
                 self.config.clone(),
                 self.finishing.clone(),
-                self.counts.clone(),
+                self.forwarded.clone(),
             );
             let stop = self.stop.clone();
             let forwarding = async move {

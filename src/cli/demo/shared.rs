@@ -163,8 +163,3 @@ async fn until_settled(sidecars: &[&Sidecar], outcome: &str) -> anyhow::Result<u
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
-
-async fn settled(sidecar: &Sidecar, outcome: &str) -> anyhow::Result<u64> {
-    let series = format!(r#"redrive_tasks_settled_total{{outcome="{outcome}",target="default"}}"#);
-    metric(sidecar, |name| name == series).await
-}

@@ -14,14 +14,17 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Config, Counts, Mode,
+    Config, Mode,
     frame::{self, FrameError},
     line::{HANDOVER, Line, Route},
     pace::{Limits, Pace},
@@ -44,7 +47,7 @@ pub struct Forwarder {
     config: Arc<Config>,
     /// Nothing new comes any more: what is there is forwarded, but a remote log that fails then is not waited for.
     finishing: CancellationToken,
-    counts: Arc<Counts>,
+    forwarded: Arc<AtomicU64>,
     chance: fastrand::Rng,
     pace: Pace,
     handover_at: Option<Instant>,
@@ -79,7 +82,7 @@ impl Forwarder {
         remote: Arc<dyn Log>,
         config: Arc<Config>,
         finishing: CancellationToken,
-        counts: Arc<Counts>,
+        forwarded: Arc<AtomicU64>,
     ) -> Self {
         let limits = Limits { max_batch: MAX_BATCH, min_pause: config.min_pause, max_pause: config.max_pause };
         Self {
@@ -88,7 +91,7 @@ impl Forwarder {
             remote,
             config,
             finishing,
-            counts,
+            forwarded,
             chance: fastrand::Rng::new(),
             pace: Pace::new(limits),
             handover_at: None,
@@ -160,7 +163,7 @@ impl Forwarder {
                     }
                     self.commit(&following, end).await?;
                     committed = end;
-                    self.counts.forwarded.fetch_add(count as u64, Ordering::Relaxed);
+                    self.forwarded.fetch_add(count as u64, Ordering::Relaxed);
                     self.note_oldest(waiting.front());
                     self.pace.succeeded();
                     self.is_stuck = false;
