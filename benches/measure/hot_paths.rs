@@ -19,9 +19,11 @@ use redrive::{
 use super::{
     driver::{self, Work},
     private::{
-        coalesce::Stake,
+        consumer::{
+            coalesce::Stake,
+            schedule::{Keys, Schedule},
+        },
         frame::{Kind, Pair, SegmentHeader},
-        schedule::{Keys, Schedule},
     },
     report::Report,
 };
