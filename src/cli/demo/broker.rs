@@ -1,16 +1,15 @@
 //! The broker of the demonstration: a real Kafka of one node, from jars that somebody has fetched.
 
 use std::{
-    fs::{self, File},
-    net::TcpStream,
+    fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::{Duration, Instant},
+    process::Command,
+    time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 
-use super::processes::{Process, free_port, tail};
+use super::processes::{Process, free_port, listens};
 
 /// How long it may take to start: Java takes its time.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -62,26 +61,14 @@ impl Kafka {
 
     /// Starts it on what is there, and waits until it listens.
     pub fn restart(&mut self) -> anyhow::Result<()> {
-        let log = File::options().create(true).append(true).open(self.dir.join("kafka.log"))?;
         let classpath = fs::read_to_string(self.jars.join("classpath"))?;
-        let child = Command::new("java")
-            .args(["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"])
-            .arg(format!("-XX:SharedArchiveFile={}", self.jars.join("kafka.jsa").display()))
-            .args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", classpath.trim_end(), "kafka.Kafka"])
-            .arg(self.dir.join("server.properties"))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("java cannot be started: Kafka needs version 17 or newer")?;
-        self.process = Process::of(child);
-        let begun = Instant::now();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            if begun.elapsed() > PATIENCE {
-                bail!("Kafka does not answer; its log is\n{}", tail(&self.dir.join("kafka.log")));
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let mut command = Command::new("java");
+        command.args(["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"]);
+        command.arg(format!("-XX:SharedArchiveFile={}", self.jars.join("kafka.jsa").display()));
+        command.args(["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", classpath.trim_end(), "kafka.Kafka"]);
+        command.arg(self.dir.join("server.properties"));
+        self.process = Process::start(&mut command, &self.dir.join("kafka.log"), PATIENCE, || listens(self.port))
+            .context("Kafka (with java 17 or newer) cannot be started")?;
         Ok(())
     }
 

@@ -25,8 +25,24 @@ impl Process {
         Self(None)
     }
 
-    pub fn of(child: Child) -> Self {
-        Self(Some(child))
+    /// Starts a program, which writes into that log, and waits until it answers.
+    pub fn start(
+        command: &mut Command,
+        log: &Path,
+        patience: Duration,
+        answers: impl Fn() -> bool,
+    ) -> anyhow::Result<Self> {
+        let output = File::options().create(true).append(true).open(log)?;
+        let child = command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).spawn()?;
+        let process = Self(Some(child));
+        let begun = Instant::now();
+        while !answers() {
+            if begun.elapsed() > patience {
+                bail!("it does not answer; its log is\n{}", tail(log));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(process)
     }
 
     pub fn kill9(&mut self) {
@@ -61,24 +77,12 @@ impl Redis {
     }
 
     pub fn restart(&mut self) -> anyhow::Result<()> {
-        let log = File::options().create(true).append(true).open(self.dir.join("redis.log"))?;
-        let child = Command::new("redis-server")
-            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""])
-            .args(["--appendonly", "yes", "--appendfsync", "always", "--dir"])
-            .arg(&self.dir)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("redis-server cannot be started: install the package redis-server or redis")?;
-        self.process = Process::of(child);
-        let begun = Instant::now();
-        while !matches!(self.ask(&["PING"]), Ok(Reply::Text(pong)) if pong == "PONG") {
-            if begun.elapsed() > PATIENCE {
-                bail!("redis-server does not answer; its log is\n{}", tail(&self.dir.join("redis.log")));
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let mut command = Command::new("redis-server");
+        command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
+        command.args(["--appendonly", "yes", "--appendfsync", "always", "--dir"]).arg(&self.dir);
+        let answers = || matches!(self.ask(&["PING"]), Ok(Reply::Text(pong)) if pong == "PONG");
+        self.process = Process::start(&mut command, &self.dir.join("redis.log"), PATIENCE, answers)
+            .context("redis-server (package redis-server, or redis) cannot be started")?;
         Ok(())
     }
 
@@ -160,29 +164,16 @@ impl Sidecar {
     }
 
     pub fn restart(&mut self) -> anyhow::Result<()> {
-        let log = File::options().create(true).append(true).open(self.dir.join("redrive.log"))?;
-        let child = Command::new(std::env::current_exe()?)
-            .arg("serve")
-            .args(["--listen", &format!("127.0.0.1:{}", self.port)])
-            .args(["--ops-listen", &format!("127.0.0.1:{}", self.ops_port)])
-            .args(["--redis-url", &self.redis_url])
-            // A temporary directory may be memory, which is enough for kill -9.
-            .args(["--journal-allow-volatile", "--journal-min-free-bytes", "0", "--data-dir"])
-            .arg(self.dir.join("data"))
-            .args(&self.flags)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("serve");
+        command.args(["--listen", &format!("127.0.0.1:{}", self.port)]);
+        command.args(["--ops-listen", &format!("127.0.0.1:{}", self.ops_port)]);
+        command.args(["--redis-url", &self.redis_url]);
+        // A temporary directory may be memory, which is enough for kill -9.
+        command.args(["--journal-allow-volatile", "--journal-min-free-bytes", "0", "--data-dir"]);
+        command.arg(self.dir.join("data")).args(&self.flags);
+        self.process = Process::start(&mut command, &self.dir.join("redrive.log"), PATIENCE, || listens(self.port))
             .context("the sidecar cannot be started")?;
-        self.process = Process::of(child);
-        let begun = Instant::now();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            if begun.elapsed() > PATIENCE {
-                bail!("the sidecar does not answer; its log is\n{}", tail(&self.dir.join("redrive.log")));
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
         Ok(())
     }
 
@@ -192,16 +183,16 @@ impl Sidecar {
 
     /// Asks it to stop, and waits until it has.
     pub fn stop(&mut self) -> anyhow::Result<()> {
-        let Some(mut child) = self.process.0.take() else { return Ok(()) };
-        kill_process(Pid::from_child(&child), Signal::TERM)?;
+        let Some(child) = &mut self.process.0 else { return Ok(()) };
+        kill_process(Pid::from_child(child), Signal::TERM)?;
         let begun = Instant::now();
         while child.try_wait()?.is_none() {
             if begun.elapsed() > STOP_PATIENCE {
-                self.process = Process::of(child);
                 bail!("the sidecar does not stop; its log is\n{}", tail(&self.dir.join("redrive.log")));
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+        self.process = Process::none();
         Ok(())
     }
 }
@@ -210,7 +201,11 @@ pub fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-pub fn tail(path: &Path) -> String {
+pub fn listens(port: u16) -> bool {
+    TcpStream::connect(("127.0.0.1", port)).is_ok()
+}
+
+fn tail(path: &Path) -> String {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let lines: Vec<&str> = text.lines().rev().take(10).collect();
     lines.into_iter().rev().collect::<Vec<_>>().join("\n")
