@@ -110,6 +110,15 @@ impl Backlog {
         &self.accepted
     }
 
+    /// How many tasks fill a segment of its journal: the number in the name of the second one.
+    pub fn tasks_of_a_segment(&self) -> anyhow::Result<u32> {
+        let files = std::fs::read_dir(self.data.join("queues/default/normal"))?.collect::<Result<Vec<_>, _>>()?;
+        let names = files.iter().map(|file| file.file_name().to_string_lossy().into_owned());
+        let first =
+            names.filter_map(|name| name.strip_suffix(".seg")?.strip_prefix("0000000002-")?.parse().ok()).next();
+        first.ok_or_else(|| anyhow::anyhow!("the backlog has no second segment"))
+    }
+
     pub fn discard(self) -> anyhow::Result<()> {
         Ok(std::fs::remove_dir_all(&self.data)?)
     }
