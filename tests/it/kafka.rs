@@ -14,6 +14,7 @@ mod fleet;
 mod foreign;
 mod load;
 mod ownership;
+mod returning;
 mod security;
 mod topics;
 
