@@ -53,6 +53,8 @@ soak: setup ## Crash everything for an hour: a million times in parts, as a whol
 	AMBIGUITY_ROUNDS=250 AMBIGUITY_KAFKA_ROUNDS=50 cargo test --locked --test it ambiguity -- --nocapture
 	KAFKA_AWAY_SECONDS=60 KAFKA_DEATHS=5 cargo test --locked --profile quick --test it kafka::away -- --nocapture
 	KAFKA_GATEWAYS=40 KAFKA_WORKERS=8 cargo test --locked --profile quick --test it kafka::fleet -- --nocapture
+	FLEET=10 cargo test --locked --profile quick --test it kafka::returning -- --nocapture
+	OUTAGE_SECONDS=180 FLAPS=10 FLAP_MILLIS=2000 cargo test --locked --profile quick --test it long_outages -- --nocapture
 	cargo test --locked --profile quick --test it kafka::cluster -- --ignored --nocapture
 
 examples: build ## Run the examples of services on a real Redis (needs Go, Python, Node and Java; downloads packages)

@@ -130,34 +130,60 @@ impl Template {
 }
 
 struct Client {
-    stream: TcpStream,
+    address: SocketAddr,
+    /// None: the next request opens one.
+    stream: Option<TcpStream>,
     template: Template,
     received: Vec<u8>,
 }
 
 impl Client {
     async fn connect(address: SocketAddr, shape: Shape) -> io::Result<Self> {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        Ok(Self { stream, template: Template::new(address, shape), received: Vec::with_capacity(32 * 1024) })
+        Ok(Self { stream: Some(open(address).await?), ..Self::apart(address, shape) })
+    }
+
+    /// Not connected yet: a server does not wait for a first request for long.
+    fn apart(address: SocketAddr, shape: Shape) -> Self {
+        Self { address, stream: None, template: Template::new(address, shape), received: Vec::with_capacity(4 * 1024) }
     }
 
     /// Sends the tasks from `first` on, and answers the status.
     async fn send(&mut self, first: u32) -> io::Result<u16> {
+        // Put back where the connection can be used again.
+        let mut stream = match self.stream.take() {
+            Some(stream) if !has_ended(&stream) => stream,
+            _ => open(self.address).await?,
+        };
         self.template.fill(first);
-        self.stream.write_all(&self.template.bytes).await?;
+        stream.write_all(&self.template.bytes).await?;
         self.received.clear();
         loop {
-            if self.stream.read_buf(&mut self.received).await? == 0 {
+            if stream.read_buf(&mut self.received).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             if let Some((status, length)) = head_of(&self.received)
                 && self.received.len() >= length
             {
+                if !self.received.windows(CLOSE.len()).any(|found| found == CLOSE) {
+                    self.stream = Some(stream);
+                }
                 return Ok(status);
             }
         }
     }
+}
+
+const CLOSE: &[u8] = b"connection: close";
+
+/// Whether the server has closed it.
+fn has_ended(stream: &TcpStream) -> bool {
+    !matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
+
+async fn open(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// The status, and how long the whole response is, once its head is there.
@@ -175,9 +201,11 @@ pub struct Ran {
     pub accepted: Vec<u32>,
     /// Requests with another answer or none.
     pub failed: u64,
-    /// Of these, requests that were answered 503: microseconds.
+    /// Of these, requests that were answered 503: microseconds from being sent.
     pub refused: Histogram<u64>,
-    /// Microseconds.
+    /// Of those that were answered 202, the same.
+    pub waited: Histogram<u64>,
+    /// Of all, microseconds from when they were due.
     pub latency: Histogram<u64>,
     pub elapsed: Duration,
 }
@@ -185,16 +213,20 @@ pub struct Ran {
 impl Ran {
     fn new() -> Self {
         let latency = Histogram::new_with_bounds(1, 60_000_000, 3).expect("the bounds are valid");
-        Self { accepted: Vec::new(), failed: 0, refused: latency.clone(), latency, elapsed: Duration::ZERO }
+        let (refused, waited) = (latency.clone(), latency.clone());
+        Self { accepted: Vec::new(), failed: 0, refused, waited, latency, elapsed: Duration::ZERO }
     }
 
-    fn note(&mut self, first: u32, shape: Shape, status: io::Result<u16>, latency: Duration) {
+    fn note(&mut self, first: u32, shape: Shape, status: io::Result<u16>, latency: Duration, waited: Duration) {
         self.latency.saturating_record(latency.as_micros() as u64);
         match status {
-            Ok(202) => self.accepted.extend(first..first + shape.tasks()),
+            Ok(202) => {
+                self.accepted.extend(first..first + shape.tasks());
+                self.waited.saturating_record(waited.as_micros() as u64);
+            }
             Ok(503) => {
                 self.failed += 1;
-                self.refused.saturating_record(latency.as_micros() as u64);
+                self.refused.saturating_record(waited.as_micros() as u64);
             }
             _ => self.failed += 1,
         }
@@ -205,6 +237,7 @@ impl Ran {
         self.failed += other.failed;
         self.latency.add(&other.latency).expect("both have the same bounds");
         self.refused.add(&other.refused).expect("both have the same bounds");
+        self.waited.add(&other.waited).expect("both have the same bounds");
     }
 
     /// Accepted tasks per second.
@@ -256,7 +289,8 @@ pub async fn closed_loop(
                 }
                 let status = client.send(number).await;
                 let lost = status.is_err();
-                ran.note(number, shape, status, sent.elapsed());
+                let took = sent.elapsed();
+                ran.note(number, shape, status, took, took);
                 if lost {
                     return ran;
                 }
@@ -272,18 +306,17 @@ pub async fn closed_loop(
 }
 
 /// Sends single tasks at a fixed rate, over as many of `connections` as it takes. A thread of its own keeps the time:
-/// the runtime's timer has steps of a millisecond.
+/// the runtime's timer has steps of a millisecond. Where all connections are taken a task waits here, as in the pool of
+/// a service; `waited` is from when it was sent.
 pub async fn open_loop(
     address: SocketAddr,
     connections: usize,
+    work: Work,
     per_second: u32,
     first: u32,
     time: Duration,
 ) -> io::Result<Ran> {
-    let mut clients = Vec::new();
-    for _ in 0..connections {
-        clients.push(Client::connect(address, Shape::Single(Work::Set)).await?);
-    }
+    let clients: Vec<_> = (0..connections).map(|_| Client::apart(address, Shape::Single(work))).collect();
     let pool = Arc::new((Semaphore::new(connections), Mutex::new(clients)));
     let (due, mut dues) = mpsc::unbounded_channel();
     let start = Instant::now() + Duration::from_millis(10);
@@ -303,16 +336,17 @@ pub async fn open_loop(
         running.spawn(async move {
             let _one = pool.0.acquire().await.expect("the semaphore is never closed");
             let mut client = pool.1.lock().expect("nobody panics with it").pop().expect("there is one for each permit");
+            let sent = Instant::now();
             let status = client.send(number).await;
-            let latency = at.elapsed();
+            let (latency, waited) = (at.elapsed(), sent.elapsed());
             pool.1.lock().expect("nobody panics with it").push(client);
-            (number, status, latency)
+            (number, status, latency, waited)
         });
     }
     let mut all = Ran::new();
     while let Some(ended) = running.join_next().await {
-        let (number, status, latency) = ended.expect("no request panics");
-        all.note(number, Shape::Single(Work::Set), status, latency);
+        let (number, status, latency, waited) = ended.expect("no request panics");
+        all.note(number, Shape::Single(work), status, latency, waited);
     }
     clock.join().expect("the clock does not panic");
     all.elapsed = start.elapsed();

@@ -113,10 +113,53 @@ impl Sidecar {
 
     /// The same with these flags.
     pub async fn serving_with(flags: &[impl AsRef<OsStr>], data: &Path, redis: SocketAddr) -> io::Result<Self> {
-        let sidecar = Self::start_by(&[], data, redis, flags)?;
+        Self::serving_by(&[], data, redis, flags).await
+    }
+
+    /// The same, run by a program as by [`Sidecar::start_by`].
+    pub async fn serving_by(
+        runner: &[String],
+        data: &Path,
+        redis: SocketAddr,
+        flags: &[impl AsRef<OsStr>],
+    ) -> io::Result<Self> {
+        let sidecar = Self::start_by(runner, data, redis, flags)?;
         wait_for(sidecar.address).await?;
         Ok(sidecar)
     }
+}
+
+/// Puts the sidecar on a processor of its own and this program on the others, until it is dropped. Where there is only
+/// one, nothing changes.
+pub struct Apart(usize);
+
+impl Apart {
+    pub fn try_new() -> io::Result<Self> {
+        let processors = std::thread::available_parallelism()?.get();
+        if processors > 1 {
+            put_on(&format!("1-{}", processors - 1))?;
+        }
+        Ok(Self(processors))
+    }
+
+    /// What comes before the sidecar on the command line.
+    pub fn runner(&self) -> Vec<String> {
+        if self.0 > 1 { ["taskset", "-c", "0"].map(str::to_owned).into() } else { Vec::new() }
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        if self.0 > 1 {
+            let _ = put_on(&format!("0-{}", self.0 - 1));
+        }
+    }
+}
+
+fn put_on(processors: &str) -> io::Result<()> {
+    let own = std::process::id().to_string();
+    let status = Command::new("taskset").args(["-a", "-c", "-p", processors, &own]).stdout(Stdio::null()).status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other("taskset has failed")) }
 }
 
 /// The bare server that the ratios compare with: this program, started again.

@@ -1,7 +1,8 @@
 //! Our own accept loop: the listeners of one plane, and what bounds their connections.
 //!
 //! `axum::serve` has no deadline for a request's head, no bound on connections and no unix socket beside TCP. Here
-//! every connection holds a permit; when none is left, accepting pauses and the kernel's backlog holds the rest.
+//! every connection holds a permit; when none is left, accepting pauses and the kernel's backlog holds the rest. While
+//! one waits, those that are served give way: see [`Places`].
 
 use std::{
     io,
@@ -14,7 +15,6 @@ use std::{
 use axum::Router;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::Semaphore,
     time::sleep,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -23,12 +23,14 @@ use tracing::{info, warn};
 mod activity;
 mod connection;
 mod listener;
+mod places;
 
 pub use connection::NoAnswer;
 pub use listener::BindError;
 
 use connection::Connection;
 use listener::Listener;
+use places::Places;
 
 use crate::telemetry::metrics::Metrics;
 
@@ -104,17 +106,18 @@ impl Server {
     pub async fn serve(self, router: Router, metrics: Arc<Metrics>, shutdown: CancellationToken, grace: Duration) {
         let connections = TaskTracker::new();
         let cut_off = CancellationToken::new();
-        let permits = Arc::new(Semaphore::new(self.limits.max_connections));
+        let places = Arc::new(Places::new(self.limits.max_connections));
         let accepting = self.listeners.into_iter().map(|listener| {
             let connection = Connection {
                 router: router.clone(),
                 metrics: metrics.clone(),
                 limits: self.limits,
+                places: places.clone(),
                 over_unix: listener.bound().tcp().is_none(),
                 shutdown: shutdown.clone(),
                 cut_off: cut_off.clone(),
             };
-            accept_until_shutdown(listener, connection, permits.clone(), connections.clone())
+            accept_until_shutdown(listener, connection, connections.clone())
         });
         futures_util::future::join_all(accepting).await;
         connections.close();
@@ -126,34 +129,29 @@ impl Server {
     }
 }
 
-async fn accept_until_shutdown(
-    listener: Listener,
-    connection: Connection,
-    permits: Arc<Semaphore>,
-    connections: TaskTracker,
-) {
+async fn accept_until_shutdown(listener: Listener, connection: Connection, connections: TaskTracker) {
     let shutdown = connection.shutdown.clone();
     let mut failures = Failures::default();
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
-            accepted = async {
-                let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-                (permit, listener.accept().await)
-            } => accepted,
+            accepted = listener.accept() => accepted,
         };
-        let (permit, stream) = match accepted {
-            (permit, Ok(stream)) => (permit, stream),
-            (permit, Err(error)) => {
-                drop(permit);
+        let stream = match accepted {
+            Ok(stream) => stream,
+            Err(error) => {
                 failures.wait_after(&error).await;
                 continue;
             }
         };
+        let place = tokio::select! {
+            () = shutdown.cancelled() => break,
+            place = connection.places.take() => place,
+        };
         let connection = connection.clone();
         connections.spawn(async move {
             connection.serve(stream).await;
-            drop(permit);
+            drop(place);
         });
     }
     info!("Stopped listening on {}", listener.bound());

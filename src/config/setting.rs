@@ -183,7 +183,7 @@ pub const SETTINGS: &[Setting] = &[
     entry("consumer.memory_bytes", size(MIB, 4 * GIB), "24MiB",
         "The most memory for tasks read and not settled yet. A full window pauses reading, it never drops."),
     entry("http.max_connections", count(1, 65_536), "1024",
-        "The most open connections per listener; further ones wait to be accepted."),
+        "The most open connections per listener. While further ones wait, the oldest end one after the other, each when it has answered."),
     entry("http.header_timeout", duration(MILLISECOND, HOUR), "5s",
         "How long a client may take to send a request's head."),
     entry("http.body_timeout", duration(MILLISECOND, HOUR), "10s",

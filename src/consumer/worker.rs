@@ -132,7 +132,8 @@ pub struct Worker {
     /// Batches that were started and have not ended.
     flights: HashMap<FlightId, Flight>,
     next_flight: FlightId,
-    probing: bool,
+    /// When the probe that is under way was begun.
+    probing: Option<Instant>,
     /// When a canary was last written, and nothing was ambiguous since.
     canary_at: Option<Instant>,
     canary_warned: bool,
@@ -302,7 +303,7 @@ impl Worker {
             units_in_flight: 0,
             flights: HashMap::new(),
             next_flight: 0,
-            probing: false,
+            probing: None,
             canary_at: None,
             canary_warned: false,
             past: Vec::new(),
@@ -420,7 +421,7 @@ impl Worker {
         if !self.stopping {
             wake_at = self.limited_until.map_or(wake_at, |at| at.min(wake_at));
         }
-        if !self.stopping && !self.probing && self.has_work() {
+        if !self.stopping && self.probing.is_none() && self.has_work() {
             wake_at = self.breaker.next_probe_at().unwrap_or(self.probe_due).min(wake_at);
         }
         wake_at

@@ -214,13 +214,14 @@ impl Breaker {
         true
     }
 
-    /// The probe of an open target ended.
-    pub fn on_probe(&mut self, result: Result<(), &Failure>, now: Instant) {
+    /// The probe of an open target ended that was begun at `begun`. From then the time to the next one is counted: what a
+    /// probe waits for an answer in vain must not make the outage longer.
+    pub fn on_probe(&mut self, result: Result<(), &Failure>, begun: Instant) {
         let State::Open { since, reason, .. } = &self.state else { return };
         let since = *since;
         match result {
             Ok(()) => self.state = State::HalfOpen { since, reason: reason.clone(), trial: false },
-            Err(failure) => self.open(since, failure, now),
+            Err(failure) => self.open(since, failure, begun),
         }
     }
 

@@ -22,6 +22,7 @@ use std::sync::{
 };
 
 use self::round::Plan;
+use crate::harness::number_from_environment;
 
 mod duplicates;
 mod links;
@@ -34,10 +35,6 @@ mod workload;
 
 /// Rounds that run at the same time: most of a round is waiting.
 const AT_ONCE: usize = 4;
-
-fn number_from_environment(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |value| value.parse().expect("it is a number"))
-}
 
 #[test]
 fn without_faults_the_end_is_that_of_the_model() {

@@ -13,7 +13,9 @@ use std::{
 
 use serde_json::Value;
 
-use crate::harness::{Proxy, Redis, Sidecar, first_occurrences, proxy::Mode, rpush, set, sidecar::Address};
+use crate::harness::{
+    Proxy, Redis, Sidecar, first_occurrences, number_from_environment, proxy::Mode, rpush, set, sidecar::Address,
+};
 
 const CLIENTS: usize = 3;
 const KEYS_PER_CLIENT: usize = 4;
@@ -93,10 +95,6 @@ fn fault(random: &mut fastrand::Rng, redis: &mut Redis, proxy: &Proxy, sidecar: 
             "Redis is full"
         }
     }
-}
-
-fn number_from_environment(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |value| value.parse().expect("it is a number"))
 }
 
 #[test]

@@ -148,6 +148,39 @@ fn send_until_the_end(address: Address, client: usize) -> Told {
 }
 
 #[test]
+fn disk_that_hangs_refuses_at_once_what_has_no_room_and_keeps_all_else_waiting() {
+    let mut redis = Redis::start(&[]);
+    redis.kill9();
+    let faults = Faults::new();
+    let sidecar = Sidecar::start_in(faults.environment(), &redis.url(), &[]);
+    faults.begin(Fault::HungSync);
+    // Twice as much as may wait for the disk.
+    let value = "v".repeat(120 << 10);
+    let address = sidecar.address();
+    let clients: Vec<_> = (0..160)
+        .map(|number| {
+            let task = set(&format!("big-{number}"), &format!("big:{number}"), &value);
+            std::thread::spawn(move || {
+                let answer = address.post(&task).expect("each is answered");
+                (answer.status, answer.body)
+            })
+        })
+        .collect();
+    // They are answered while the disk hangs: a refusal waits for nothing. All others do, and none is answered.
+    wait_until("what has no room to be answered", || {
+        clients.iter().filter(|client| client.is_finished()).count() >= 60
+    });
+    faults.end(Fault::HungSync);
+    let answers: Vec<_> = clients.into_iter().map(|client| client.join().expect("no client panics")).collect();
+    let refused: Vec<_> = answers.iter().filter(|(status, _)| *status != 202).collect();
+    assert!((60..110).contains(&refused.len()), "{} of 160 were refused", refused.len());
+    assert!(refused.iter().all(|(status, body)| *status == 503 && body.contains("queue-full")), "{refused:?}");
+    redis.restart();
+    sidecar.wait_until_done();
+    assert_eq!(sidecar.settled("applied"), 160 - refused.len() as u64);
+}
+
+#[test]
 fn failed_sync_is_not_answered_and_ends_the_process() {
     let mut redis = Redis::start(&[]);
     // Nothing is executed, so what is synced are tasks and nothing else.

@@ -48,6 +48,11 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     wait_for(what, || is_so().then_some(()));
 }
 
+/// What makes a long test of a short one; `make soak` sets it.
+pub fn number_from_environment(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |value| value.parse().expect("it is a number"))
+}
+
 /// Runs the real binary to its end, in a directory of its own.
 pub fn run(args: &[&str]) -> Output {
     let dir = tempfile::tempdir().expect("a temporary directory can be made");

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::harness::{
     Redis, Sidecar,
     kafka::{Kafka, unique},
-    rpush, run, set, simple, wait_until,
+    number_from_environment, rpush, run, set, simple, wait_until,
 };
 
 mod away;
@@ -14,6 +14,7 @@ mod fleet;
 mod foreign;
 mod load;
 mod ownership;
+mod returning;
 mod security;
 mod topics;
 
@@ -50,11 +51,6 @@ fn change(flags: &mut Vec<String>, flag: &str) {
 pub fn start(redis: &Redis, kafka: &Kafka, topic: &str) -> Sidecar {
     let flags = flags(kafka, topic);
     Sidecar::start(&redis.url(), &flags.iter().map(String::as_str).collect::<Vec<_>>())
-}
-
-/// What makes a long test of a short one; `make soak` sets it.
-fn number_from_environment(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |value| value.parse().expect("it is a number"))
 }
 
 /// Hands in a task, and says whether Kafka has it.

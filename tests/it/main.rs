@@ -16,6 +16,7 @@ mod kafka;
 mod kafka_seen;
 mod labels;
 mod late;
+mod long_outages;
 mod memory;
 mod order;
 mod outages;

@@ -4,11 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::{
-    Proxy, Redis, Sidecar, first_occurrences, proxy::Mode, resp::Client, rpush, set, simple, wait_for, wait_until,
-};
-
-const FAST: [&str; 4] = ["--redis-response-timeout", "300ms", "--redis-probe-timeout", "200ms"];
+use crate::harness::{Redis, Sidecar, set, simple, wait_for, wait_until};
 
 /// What `/admin/v1/breakers` says of the only target.
 fn breaker(sidecar: &Sidecar) -> Value {
@@ -25,21 +21,6 @@ fn hand_in(sidecar: &Sidecar, prefix: &str, count: usize) {
         })
         .collect();
     tasks.chunks(500).for_each(|tasks| sidecar.batch(tasks));
-}
-
-/// A field of `INFO`.
-fn info(client: &mut Client, section: &str, field: &str) -> u64 {
-    let info = client.ask(&["INFO", section]).expect("the server answers").text();
-    let value = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    value.map_or(0, |value| value.trim_end().parse().expect("a number"))
-}
-
-/// How often a command was called.
-fn calls(client: &mut Client, command: &str) -> u64 {
-    let info = client.ask(&["INFO", "commandstats"]).expect("the server answers").text();
-    let field = format!("cmdstat_{command}:calls=");
-    let value = info.lines().find_map(|line| line.strip_prefix(field.as_str())?.split(',').next());
-    value.map_or(0, |calls| calls.parse().expect("a number"))
 }
 
 #[test]
@@ -168,132 +149,4 @@ fn server_that_was_started_again_is_spared_and_every_state_is_told() {
     let logs = sidecar.logs();
     let places = told.map(|text| logs.iter().position(|line| line.contains(text)).unwrap_or_else(|| panic!("{text}")));
     assert!(places.is_sorted(), "{places:?}");
-}
-
-/// Five servers, each out of use in a way of its own.
-#[test]
-fn five_targets_in_an_outage_spend_nothing_and_are_probed_over_one_connection_each() {
-    const TASKS: usize = 200;
-    let mut servers: Vec<Redis> = (0..5).map(|_| Redis::durable()).collect();
-    let targets: Vec<String> =
-        servers[1..].iter().enumerate().map(|(number, redis)| format!("t{}={}", number + 1, redis.url())).collect();
-    let mut args = FAST.to_vec();
-    targets.iter().for_each(|target| args.extend(["--target", target]));
-    let sidecar = Sidecar::start(&servers[0].url(), &args);
-    let name = |number: usize| if number == 0 { "default".to_owned() } else { format!("t{number}") };
-    wait_until("all targets are known", || {
-        let breakers = sidecar.ops("/admin/v1/breakers").json();
-        breakers["items"].as_array().is_some_and(|items| items.iter().all(|item| item["ping_ms"].is_number()))
-    });
-    servers[0].kill9();
-    servers[1].stop();
-    servers[2].cli(&["REPLICAOF", "127.0.0.1", "1"]);
-    servers[3].cli(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
-    servers[4].cli(&["CONFIG", "SET", "maxmemory", "1"]);
-    for number in 0..5 {
-        let tasks: Vec<Value> = (0..TASKS)
-            .map(|task| {
-                let mut task = rpush(&format!("{number}-{task}"), "log");
-                task["target"] = name(number).into();
-                task["max_retries"] = 0.into();
-                task
-            })
-            .collect();
-        sidecar.batch(&tasks);
-        sidecar.wait_for_log(&format!("Holding the tasks of {}", name(number)));
-    }
-
-    // Those that answer know who came: of each probe one connection, and of nobody else.
-    let mut clients: Vec<Client> = servers[2..].iter().map(Redis::client).collect();
-    let mut look = || -> Vec<(u64, u64)> {
-        let look = |client: &mut Client| (info(client, "stats", "total_connections_received"), calls(client, "role"));
-        clients.iter_mut().map(look).collect()
-    };
-    let before = look();
-    wait_until("ten probes", || before.iter().zip(look()).all(|(before, now)| now.1 >= before.1 + 10));
-    for (before, now) in before.iter().zip(look()) {
-        let (connections, probes) = (now.0 - before.0, now.1 - before.1);
-        assert!(connections <= probes + 1, "{connections} connections for {probes} probes");
-    }
-
-    let returned = Instant::now();
-    servers[0].restart();
-    servers[1].cont();
-    servers[2].cli(&["REPLICAOF", "NO", "ONE"]);
-    servers[3].cli(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
-    servers[4].cli(&["CONFIG", "SET", "maxmemory", "0"]);
-    for redis in &servers {
-        wait_until("the first task", || redis.cli(&["EXISTS", "log"]).text() == "1");
-    }
-    let took = returned.elapsed();
-    assert!(took < Duration::from_secs(2), "the first task of the last one came after {took:?}");
-    sidecar.wait_until_done();
-    for redis in &servers {
-        assert_eq!(first_occurrences(&redis.list("log")), (0..TASKS as u64).collect::<Vec<_>>());
-    }
-    for number in 0..5 {
-        let settled =
-            |outcome| format!(r#"redrive_tasks_settled_total{{outcome="{outcome}",target="{}"}}"#, name(number));
-        assert_eq!(sidecar.metric(&settled("dead")), 0.0);
-        assert_eq!(sidecar.metric(&settled("applied")), TASKS as f64);
-    }
-    assert_eq!(sidecar.metric("redis_retry_count"), 0.0);
-}
-
-#[test]
-fn server_that_comes_and_goes_ten_times_gets_everything_once_and_in_order() {
-    let redis = Redis::start(&[]);
-    let proxy = Proxy::start(redis.port());
-    let sidecar = Sidecar::start(&proxy.url(), &FAST);
-    sidecar.post(&set("before", "before", "1"));
-    redis.wait_for_value("before", "1");
-    let mut number = 0;
-    let mut post = |count: u64| {
-        let tasks: Vec<Value> = (number..number + count)
-            .map(|number| {
-                let mut task = rpush(&format!("r-{number}"), &format!("log:{}", number % 7));
-                task["max_retries"] = 0.into();
-                task
-            })
-            .collect();
-        number += count;
-        sidecar.batch(&tasks);
-    };
-    for _ in 0..10 {
-        proxy.set_mode(Mode::Refuse);
-        proxy.cut();
-        post(70);
-        wait_until("it is noticed", || breaker(&sidecar)["state"] == "open");
-        proxy.set_mode(Mode::Pass);
-        post(70);
-        wait_until("it is released", || breaker(&sidecar)["state"] != "open");
-    }
-    sidecar.wait_until_done();
-    for log in 0..7 {
-        let found = redis.list(&format!("log:{log}"));
-        let wanted: Vec<String> = (0..1400).filter(|task| task % 7 == log).map(|task| format!("r-{task}")).collect();
-        assert_eq!(found, wanted);
-    }
-    assert_eq!((sidecar.settled("dead"), sidecar.settled("applied")), (0, 1401));
-    assert_eq!(sidecar.metric("redis_retry_count"), 0.0);
-}
-
-#[test]
-fn sidecars_on_one_server_each_keep_to_the_ceiling() {
-    const SIDECARS: usize = 3;
-    let redis = Redis::start(&["--maxmemory", "1"]);
-    let sidecars: Vec<Sidecar> =
-        (0..SIDECARS).map(|_| Sidecar::start(&redis.url(), &["--redis-max-rate", "400"])).collect();
-    for (number, sidecar) in sidecars.iter().enumerate() {
-        hand_in(sidecar, &format!("s{number}"), 800);
-        sidecar.wait_for_log("Holding the tasks of default that need memory");
-    }
-    let mut client = redis.client();
-    redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
-    let mut made = || client.ask(&["DBSIZE"]).expect("it answers").text().parse::<u64>().expect("a number");
-    let first = wait_for("the first task", || (made() > 1).then(Instant::now));
-    sidecars.iter().for_each(Sidecar::wait_until_done);
-    let took = first.elapsed();
-    assert!(took >= Duration::from_millis(1_800), "2,400 tasks in {took:?} at 400 a second each");
-    assert_eq!(made(), 2_401, "and the probe's key");
 }

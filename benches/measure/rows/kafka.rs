@@ -224,7 +224,7 @@ async fn latency(scratch: &Path, broker: &RealBroker, rounds: usize, report: &mu
         let topic = unique("latency");
         let flags = flags(&broker.address(), &topic, &topic, PARTITIONS);
         let sidecar = serving(&flags, &data, free_address()?).await?;
-        let ran = driver::open_loop(sidecar.address, CONNECTIONS, PER_SECOND, 1, TIME).await?;
+        let ran = driver::open_loop(sidecar.address, CONNECTIONS, Work::Set, PER_SECOND, 1, TIME).await?;
         anyhow::ensure!(ran.failed == 0, "{} requests were not answered 202", ran.failed);
         sidecar.process.stop();
         std::fs::remove_dir_all(&data)?;
@@ -339,7 +339,7 @@ async fn shared_out(scratch: &Path, broker: &RealBroker, report: &mut Report) ->
         let mut running = JoinSet::new();
         for (number, sidecar) in group.iter().enumerate() {
             let (address, first) = (sidecar.address, 100_000 * (number as u32 + 1));
-            running.spawn(driver::open_loop(address, 16, PER_SECOND / count, first, TIME));
+            running.spawn(driver::open_loop(address, 16, Work::Set, PER_SECOND / count, first, TIME));
         }
         let mut tasks = Vec::new();
         while let Some(ran) = running.join_next().await {

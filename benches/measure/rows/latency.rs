@@ -28,7 +28,7 @@ pub async fn measure(scratch: &Path, rounds: usize, report: &mut Report) -> anyh
         let data = scratch.join("latency");
         let sidecar = Sidecar::serving(&data, free_address()?).await?;
         let cpu = sidecar.process.cpu();
-        let ran = driver::open_loop(sidecar.address, 64, PER_SECOND, 0, TIME).await?;
+        let ran = driver::open_loop(sidecar.address, 64, Work::Set, PER_SECOND, 0, TIME).await?;
         cores.push((sidecar.process.cpu() - cpu).as_secs_f64() / ran.elapsed.as_secs_f64());
         anyhow::ensure!(ran.failed == 0, "{} requests were not answered 202", ran.failed);
         ours.push(ran.millis_at(0.99));
@@ -41,7 +41,8 @@ pub async fn measure(scratch: &Path, rounds: usize, report: &mut Report) -> anyh
 
         // As it is shipped: the rate ceiling is there for this.
         let sidecar = Sidecar::serving_with(&LIMITED, &data, address).await?;
-        let meanwhile = driver::open_loop(sidecar.address, 64, PER_SECOND, first + BACKLOG, TIME / 4).await?;
+        let meanwhile =
+            driver::open_loop(sidecar.address, 64, Work::Set, PER_SECOND, first + BACKLOG, TIME / 4).await?;
         anyhow::ensure!(meanwhile.failed == 0, "{} requests were not answered 202", meanwhile.failed);
         draining.push(meanwhile.millis_at(0.99));
         draining_over.push(meanwhile.millis_at(0.99) - alone);

@@ -16,8 +16,8 @@ use hdrhistogram::Histogram;
 
 use super::super::{
     backlog::{Backlog, Target},
-    driver::{self, Shape, Until, Work},
-    processes::{LIMITED, Sidecar, UNLIMITED, free_address},
+    driver::{self, Work},
+    processes::{Apart, LIMITED, Sidecar, UNLIMITED, free_address},
     report::{Report, Samples},
 };
 
@@ -232,34 +232,75 @@ async fn coalescing(scratch: &Path, rounds: usize, tasks: u32, report: &mut Repo
     Ok(())
 }
 
+/// What is offered too much of, and over how many connections.
+struct Overload {
+    what: &'static str,
+    work: Work,
+    connections: usize,
+    /// In MB.
+    most_memory: f64,
+}
+
+/// About 500 of the large tasks may wait for the disk, fewer than there are connections: so some of them are refused.
+/// Of the small ones as many may wait as there are connections.
+const OVERLOADS: [Overload; 3] = [
+    Overload { what: "150 % offered", work: Work::Set, connections: 1000, most_memory: 64.0 },
+    Overload { what: "150 % offered by 2,000", work: Work::Set, connections: 2000, most_memory: 80.0 },
+    Overload { what: "150 % of 16 KiB offered", work: Work::Fields(16), connections: 1000, most_memory: 128.0 },
+];
+
+const OVERLOADED: Duration = Duration::from_secs(4);
+
+/// How many tasks it takes per second at most, and the first number that was not used for that. A closed loop does not
+/// find out: its driver and the sidecar wait for each other.
+async fn peak(address: SocketAddr, connections: usize, work: Work) -> anyhow::Result<(f64, u32)> {
+    const TIME: Duration = Duration::from_secs(2);
+    let (mut peak, mut offered, mut first) = (0.0_f64, 2_000_u32, 0);
+    loop {
+        let ran = driver::open_loop(address, connections, work, offered, first, TIME).await?;
+        first += offered * TIME.as_secs() as u32;
+        peak = peak.max(ran.rate());
+        if ran.rate() < 0.9 * f64::from(offered) {
+            return Ok((peak, first));
+        }
+        offered += offered / 2;
+    }
+}
+
+/// The sidecar has a processor of its own: else whoever offers more takes away what there is to offer it to.
 async fn overload(scratch: &Path, rounds: usize, report: &mut Report) -> anyhow::Result<()> {
-    const CONNECTIONS: usize = 512;
-    const TIME: Duration = Duration::from_secs(4);
-    let (mut goodput, mut refused, mut share, mut memory) =
-        (Samples::default(), Samples::default(), Samples::default(), Samples::default());
+    let apart = Apart::try_new()?;
     let nobody = free_address()?;
-    for _ in 0..rounds {
-        let data = scratch.join("overload");
-        let sidecar = Sidecar::serving(&data, nobody).await?;
-        let set = Shape::Single(Work::Set);
-        let peak = driver::closed_loop(sidecar.address, CONNECTIONS, set, 0, Until::Elapsed(TIME)).await?;
-        let first = (peak.accepted.len() + CONNECTIONS) as u32;
-        let offered = (peak.rate() * 1.5) as u32;
-        let ran = driver::open_loop(sidecar.address, CONNECTIONS, offered, first, TIME).await?;
-        goodput.push(ran.rate() / peak.rate());
-        refused.push(ran.refused.value_at_quantile(0.99) as f64 / 1e3);
-        share.push(ran.failed as f64 / (ran.failed as f64 + ran.accepted.len() as f64));
-        memory.push(sidecar.process.kilobytes("VmHWM") as f64 / 1024.0);
-        sidecar.process.stop();
-        std::fs::remove_dir_all(&data)?;
+    for Overload { what, work, connections, most_memory } in OVERLOADS {
+        let [mut goodput, mut refused, mut share, mut longest, mut memory, mut cores] =
+            [(); 6].map(|()| Samples::default());
+        for _ in 0..rounds {
+            let data = scratch.join("overload");
+            let sidecar = Sidecar::serving_by(&apart.runner(), &data, nobody, &["--journal-max-bytes=4GiB"]).await?;
+            let (peak, first) = peak(sidecar.address, connections, work).await?;
+            let cpu = sidecar.process.cpu();
+            let ran =
+                driver::open_loop(sidecar.address, connections, work, (peak * 1.5) as u32, first, OVERLOADED).await?;
+            cores.push((sidecar.process.cpu() - cpu).as_secs_f64() / ran.elapsed.as_secs_f64());
+            goodput.push(ran.rate() / peak);
+            refused.push(ran.refused.value_at_quantile(0.99) as f64 / 1e3);
+            share.push(ran.failed as f64 / (ran.failed as f64 + ran.accepted.len() as f64));
+            longest.push(ran.waited.max() as f64 / 1e3);
+            memory.push(sidecar.process.kilobytes("VmHWM") as f64 / 1024.0);
+            sidecar.process.stop();
+            std::fs::remove_dir_all(&data)?;
+        }
+        let taken = goodput.median() >= 0.9;
+        report.goal(&format!("{what}: taken, of the peak"), &goodput.show(2), "at least 0.90", taken);
+        report.note(&format!("{what}: share that was refused"), &share.show(2));
+        // Where nothing was refused there is nothing to say of it.
+        if share.median() > 0.0 {
+            report.note(&format!("{what}: p99 of a 503, ms"), &refused.show(2));
+        }
+        report.note(&format!("{what}: longest wait for a 202, ms"), &longest.show(0));
+        report.note(&format!("{what}: of the sidecar's processor"), &cores.show(2));
+        let (bounded, goal) = (memory.median() <= most_memory, format!("at most {most_memory}"));
+        report.gate(&format!("{what}: most memory, MB"), &memory.show(1), &goal, bounded);
     }
-    report.goal("150 % offered: taken, of the peak", &goodput.show(2), "at least 0.90", goodput.median() >= 0.9);
-    // Where nothing was refused there is nothing to say of it.
-    if share.median() > 0.0 {
-        report.goal("150 % offered: p99 of a 503, ms", &refused.show(2), "at most 5", refused.median() <= 5.0);
-    }
-    report.note("150 % offered: share that was refused", &share.show(2));
-    let bounded = memory.median() <= 64.0;
-    report.gate("150 % offered: most memory, MB", &memory.show(1), "at most 64", bounded);
     Ok(())
 }

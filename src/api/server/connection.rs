@@ -33,6 +33,7 @@ use tower::ServiceExt;
 use super::{
     Limits, Stream,
     activity::{Activity, Watched},
+    places::Places,
 };
 use crate::{
     api::{front, guard::OverUnixSocket},
@@ -66,6 +67,7 @@ pub(super) struct Connection {
     pub router: Router,
     pub metrics: Arc<Metrics>,
     pub limits: Limits,
+    pub places: Arc<Places>,
     pub over_unix: bool,
     /// Finish the request under way, take no other.
     pub shutdown: CancellationToken,
@@ -89,11 +91,16 @@ impl Connection {
         let mut connection = http1::Builder::new().max_buf_size(BUFFER).serve_connection(io, service);
 
         let mut shutdown = pin!(self.shutdown.cancelled());
-        let mut stopping = false;
+        let mut asked_to_end = pin!(self.places.asked_to_end());
+        let (mut stopping, mut ending) = (false, false);
         let mut alarm = pin!(sleep_until(Instant::now() + self.limits.header_timeout));
         let ended = poll_fn(|cx| {
             if !stopping && shutdown.as_mut().poll(cx).is_ready() {
                 stopping = true;
+                Pin::new(&mut connection).graceful_shutdown();
+            }
+            if !stopping && !ending && asked_to_end.as_mut().poll(cx).is_ready() {
+                ending = true;
                 Pin::new(&mut connection).graceful_shutdown();
             }
             if let Poll::Ready(ended) = connection.poll_without_shutdown(cx) {

@@ -173,6 +173,35 @@ async fn connection_over_the_cap_waits_for_one_to_end() {
 }
 
 #[tokio::test]
+async fn idle_connection_gives_way_to_one_that_waits_but_not_at_once() {
+    let (address, _shutdown, _serving) = serve(Limits { max_connections: 1, ..Limits::default() }, PATIENCE);
+    let begun = Instant::now();
+    let mut idle = connect(address).await;
+    idle.write_all(REQUEST).await.expect("the server reads");
+    read_answer(&mut idle).await;
+    let mut second = connect(address).await;
+    second.write_all(REQUEST).await.expect("the kernel takes it");
+    read_answer(&mut second).await;
+    assert!(begun.elapsed() >= Duration::from_secs(1), "a connection costs as much as a request");
+    assert_eq!(read_to_end(&mut idle).await, "", "it was closed between two requests");
+}
+
+#[tokio::test]
+async fn connection_that_gives_way_finishes_its_request() {
+    let (address, _shutdown, _serving) = serve(Limits { max_connections: 1, ..Limits::default() }, PATIENCE);
+    let mut busy = connect(address).await;
+    sleep(Duration::from_millis(900)).await;
+    // Still under way when it is asked to end.
+    busy.write_all(b"GET /slow HTTP/1.1\r\nhost: localhost\r\n\r\n").await.expect("the server reads");
+    let mut second = connect(address).await;
+    second.write_all(REQUEST).await.expect("the kernel takes it");
+    let answer = read_to_end(&mut busy).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"), "{answer}");
+    drop(busy);
+    read_answer(&mut second).await;
+}
+
+#[tokio::test]
 async fn stopping_server_finishes_what_is_under_way() {
     let (address, shutdown, serving) = serve(Limits::default(), PATIENCE);
     let mut idle = connect(address).await;

@@ -14,18 +14,19 @@ use crate::{
 
 impl Worker {
     pub(super) fn probe(&mut self) {
-        if self.probing {
+        if self.probing.is_some() {
             return;
         }
-        self.probing = true;
-        self.probe_due = Instant::now() + PROBE_INTERVAL;
+        let now = Instant::now();
+        self.probing = Some(now);
+        self.probe_due = now + PROBE_INTERVAL;
         let target = self.target.clone();
         self.events.push(Box::pin(async move { Event::Probed(target.probe().await) }));
     }
 
     pub(super) fn take_probe(&mut self, result: Result<ProbeReport, Failure>) {
-        self.probing = false;
         let now = Instant::now();
+        let begun = self.probing.take().unwrap_or(now);
         match result {
             Ok(report) => {
                 self.note_clock(&report);
@@ -46,21 +47,21 @@ impl Worker {
                 match report.out_of_memory {
                     None => {
                         self.canary_at = Some(now);
-                        self.breaker.on_probe(Ok(()), now);
+                        self.breaker.on_probe(Ok(()), begun);
                         self.note_state();
                     }
-                    Some(failure) => self.note_probe_failure(&failure, now),
+                    Some(failure) => self.note_probe_failure(&failure, begun, now),
                 }
                 if !std::mem::replace(&mut self.known, true) {
                     let target = self.target.clone();
                     self.events.push(Box::pin(async move { Event::Inspected(target.inspect().await) }));
                 }
             }
-            Err(failure) => self.note_probe_failure(&failure, now),
+            Err(failure) => self.note_probe_failure(&failure, begun, now),
         }
     }
 
-    fn note_probe_failure(&mut self, failure: &Failure, now: Instant) {
+    fn note_probe_failure(&mut self, failure: &Failure, begun: Instant, now: Instant) {
         if !matches!(self.breaker.state(), BreakerState::Open { .. }) {
             self.note_target_failure(failure, now, Timestamp::now());
             // One that was only late says little, and is asked again soon.
@@ -70,8 +71,9 @@ impl Worker {
         self.canary_at = None;
         tracing::debug!(redis.target = self.target.name(), error.code = %failure.code, "{} is still not usable", self.target.name());
         let was_shut = self.breaker.state().is_shut();
-        self.breaker.on_probe(Err(failure), now);
+        self.breaker.on_probe(Err(failure), begun);
         if was_shut != self.breaker.state().is_shut() {
+            self.drop_idle_if_shut();
             self.log_holding(failure);
         }
     }
@@ -84,12 +86,16 @@ impl Worker {
         if self.breaker.on_failure(failure, now) {
             self.held_since.get_or_insert(today);
             self.limiter.on_outage();
-            if self.breaker.state().is_shut() {
-                // What is left of the old connections is as dead as the one that failed.
-                self.idle.clear();
-            }
+            self.drop_idle_if_shut();
             self.shown = Shown { state: self.breaker.state().as_str(), since: today };
             self.log_holding(failure);
+        }
+    }
+
+    /// What is left of the old connections is as dead as the one that failed: a trial over it would say nothing.
+    fn drop_idle_if_shut(&mut self) {
+        if self.breaker.state().is_shut() {
+            self.idle.clear();
         }
     }
 

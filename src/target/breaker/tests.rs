@@ -126,33 +126,66 @@ fn probes_come_later_the_longer_it_lasts() {
     }
 }
 
+/// How long a probe waits for an answer that does not come.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Lets an outage that all probes find go on until `end`. When the first probe behind it was begun, and how many there
+/// were. Each probe takes that long.
+fn endure(breaker: &mut Breaker, reason: &Failure, takes: Duration, end: Instant) -> (Instant, u32) {
+    let (mut ended, mut probes) = (Instant::now(), 0);
+    loop {
+        let begun = breaker.next_probe_at().expect("an open target is probed").max(ended);
+        probes += 1;
+        if begun >= end {
+            return (begun, probes);
+        }
+        breaker.on_probe(Err(reason), begun);
+        ended = begun + takes;
+    }
+}
+
 #[test]
 fn half_an_hour_spends_no_attempt_and_is_noticed_to_be_over_within_five_seconds() {
     let policy = Policy { max_retries: 0, base: Duration::from_millis(200), cap: Duration::from_secs(30) };
-    for seed in 0..50 {
+    let silent = Failure::hold(Failure::TIMEOUT, "");
+    let kinds = [
+        (refused(), Duration::ZERO),
+        (Failure::hold("LOADING", ""), Duration::ZERO),
+        (Failure::hold("READONLY", ""), Duration::ZERO),
+        (silent, PROBE_TIMEOUT),
+        (out_of_memory(), Duration::ZERO),
+    ];
+    for (seed, (reason, takes)) in (0..50).zip(kinds.iter().cycle()) {
         let mut rng = fastrand::Rng::with_seed(seed);
         let start = Instant::now();
         let mut breaker = Breaker::new(Duration::from_secs(5), fastrand::Rng::with_seed(seed), start);
         let end = start + Duration::from_secs(1800);
         open(&mut breaker, start);
-        let (mut now, mut probes) = (start, 0);
-        while now < end {
-            assert_eq!(breaker.admit(), Admission::Refused, "nothing is sent meanwhile");
-            for failure in [refused(), Failure::hold("LOADING", ""), Failure::hold("CLUSTERDOWN", "")] {
-                let verdict = decide(&policy, History::default(), &failure, &mut rng);
-                assert_eq!(verdict, Verdict::Hold, "the unit that met it is as it was");
-            }
-            now = breaker.next_probe_at().expect("an open target is probed");
-            probes += 1;
-            if now < end {
-                breaker.on_probe(Err(&refused()), now);
-            }
-        }
-        assert!(now - end <= Duration::from_secs(5), "it was noticed {:?} late", now - end);
+        // Whatever a batch met that was under way is held, or made again alone.
+        assert_eq!(decide(&policy, History::default(), reason, &mut rng), Verdict::Hold);
+        let under_way = decide(&policy, History::default(), &timeout(), &mut rng);
+        assert!(matches!(under_way, Verdict::Suspect { strikes: 0, .. }), "{under_way:?}");
+        let (noticed, probes) = endure(&mut breaker, reason, *takes, end);
+        let meanwhile = if is_out_of_memory(reason) { Admission::Freeing } else { Admission::Refused };
+        assert_eq!(breaker.admit(), meanwhile);
+        assert!(noticed - end <= Duration::from_secs(5), "it was noticed {:?} late", noticed - end);
         // Every 5 s, and more often in the first minute.
         assert!((360..520).contains(&probes), "{probes} probes");
-        breaker.on_probe(Ok(()), now);
+        breaker.on_probe(Ok(()), noticed);
         assert_eq!(breaker.admit(), Admission::Trial);
+    }
+}
+
+#[test]
+fn probe_that_waits_in_vain_makes_an_outage_no_longer() {
+    let silent = Failure::hold(Failure::TIMEOUT, "");
+    for seed in 0..2_000 {
+        let start = Instant::now();
+        let mut breaker = Breaker::new(Duration::from_secs(5), fastrand::Rng::with_seed(seed), start);
+        open(&mut breaker, start);
+        let end = start + Duration::from_millis(5 * seed);
+        let (noticed, _) = endure(&mut breaker, &silent, PROBE_TIMEOUT, end);
+        assert!(noticed - end <= Duration::from_secs(1), "{:?} after {:?}", noticed - end, end - start);
     }
 }
 
@@ -179,6 +212,23 @@ fn ramp_doubles_with_each_clean_round_trip_until_it_is_as_before() {
     assert_eq!(breaker.state(), &State::Closed);
     assert_eq!(breaker.admit(), Admission::Free);
     assert!(now - start <= RAMP_SPREAD * 3);
+}
+
+#[test]
+fn fleet_that_is_told_of_a_return_together_goes_on_one_after_the_other() {
+    let start = Instant::now();
+    let mut steps: Vec<Duration> = (0..10)
+        .map(|seed| {
+            let mut breaker = Breaker::new(Duration::from_secs(5), fastrand::Rng::with_seed(seed), start);
+            ramp(&mut breaker, start);
+            let State::Ramp { next_step_at, .. } = *breaker.state() else { panic!("it is in the ramp") };
+            next_step_at - start
+        })
+        .collect();
+    steps.sort();
+    let least = steps.windows(2).map(|two| two[1] - two[0]).min().expect("there are ten");
+    assert!(least >= Duration::from_millis(1), "two go on together: {steps:?}");
+    assert!(steps[9] - steps[0] >= RAMP_SPREAD / 2, "{steps:?}");
 }
 
 #[test]

@@ -25,14 +25,23 @@ static int fail(int error)
     return -1;
 }
 
+/* The disk takes as long as the fault lasts. */
+static void hang(void)
+{
+    while (has("hung-sync"))
+        usleep(1000);
+}
+
 /* The disk lost what it was given. */
 int fdatasync(int fd)
 {
+    hang();
     return has("failed-sync") ? fail(EIO) : ((int (*)(int))dlsym(RTLD_NEXT, "fdatasync"))(fd);
 }
 
 int fsync(int fd)
 {
+    hang();
     return has("failed-sync") ? fail(EIO) : ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(fd);
 }
 

@@ -11,6 +11,8 @@ use tempfile::TempDir;
 pub enum Fault {
     /// No file grows.
     FullDisk,
+    /// No sync ends.
+    HungSync,
     /// No sync succeeds.
     FailedSync,
     /// No thread starts.
@@ -21,6 +23,7 @@ impl Fault {
     fn name(self) -> &'static str {
         match self {
             Self::FullDisk => "full-disk",
+            Self::HungSync => "hung-sync",
             Self::FailedSync => "failed-sync",
             Self::NoThreads => "no-threads",
         }

@@ -53,6 +53,11 @@ impl Client {
     pub fn ask<A: AsRef<[u8]>>(&mut self, args: &[A]) -> io::Result<Reply> {
         let bytes: Vec<&[u8]> = args.iter().map(AsRef::as_ref).collect();
         write_command(&mut self.stream, &bytes)?;
+        self.next()
+    }
+
+    /// What the server says next, asked or not.
+    pub fn next(&mut self) -> io::Result<Reply> {
         read_reply(&mut self.replies)
     }
 }

@@ -88,7 +88,7 @@ fn gateways_come_and_go_unnoticed_and_a_stand_by_takes_over() {
 }
 
 /// How many partitions of the normal lane a worker has a window for.
-fn owned_by(worker: &Sidecar) -> usize {
+pub fn owned_by(worker: &Sidecar) -> usize {
     let consuming = |what: &str| worker.logged(what).iter().filter(|line| is_normal(line)).count();
     let gone = consuming("was lost to another owner") + consuming("up to another owner");
     consuming("Consuming ").saturating_sub(gone)
