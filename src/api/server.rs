@@ -1,8 +1,8 @@
 //! Our own accept loop: the listeners of one plane, and what bounds their connections.
 //!
 //! `axum::serve` has no deadline for a request's head, no bound on connections and no unix socket beside TCP. Here
-//! every connection holds a permit; when none is left, accepting pauses and the kernel's backlog holds the rest. While
-//! one waits, those that are served give way: see [`Places`].
+//! every connection has a place; when none is left, a few wait and the kernel's backlog holds the rest. While any wait,
+//! those that are served give way: see [`Places`].
 
 use std::{
     io,
@@ -133,25 +133,25 @@ async fn accept_until_shutdown(listener: Listener, connection: Connection, conne
     let shutdown = connection.shutdown.clone();
     let mut failures = Failures::default();
     loop {
-        let accepted = tokio::select! {
-            () = shutdown.cancelled() => break,
-            accepted = listener.accept() => accepted,
+        let accepted = async {
+            let waiting = connection.places.wait().await;
+            (waiting, listener.accept().await)
         };
-        let stream = match accepted {
-            Ok(stream) => stream,
-            Err(error) => {
+        let (waiting, stream) = match shutdown.run_until_cancelled(accepted).await {
+            Some((waiting, Ok(stream))) => (waiting, stream),
+            Some((_, Err(error))) => {
                 failures.wait_after(&error).await;
                 continue;
             }
-        };
-        let place = tokio::select! {
-            () = shutdown.cancelled() => break,
-            place = connection.places.take() => place,
+            None => break,
         };
         let connection = connection.clone();
         connections.spawn(async move {
-            connection.serve(stream).await;
-            drop(place);
+            let place = connection.shutdown.run_until_cancelled(connection.places.take()).await;
+            drop(waiting);
+            if let Some(place) = place {
+                connection.serve(stream, place).await;
+            }
         });
     }
     info!("Stopped listening on {}", listener.bound());

@@ -33,7 +33,7 @@ use tower::ServiceExt;
 use super::{
     Limits, Stream,
     activity::{Activity, Watched},
-    places::Places,
+    places::{Place, Places},
 };
 use crate::{
     api::{front, guard::OverUnixSocket},
@@ -76,15 +76,12 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub async fn serve(self, stream: Box<dyn Stream>) {
+    pub async fn serve(self, stream: Box<dyn Stream>, place: Place) {
         let cut_off = self.cut_off.clone();
-        tokio::select! {
-            () = self.serve_to_its_end(stream) => {}
-            () = cut_off.cancelled() => {}
-        }
+        cut_off.run_until_cancelled(self.serve_to_its_end(stream, place)).await;
     }
 
-    async fn serve_to_its_end(self, stream: Box<dyn Stream>) {
+    async fn serve_to_its_end(self, stream: Box<dyn Stream>, place: Place) {
         let activity = Activity::new();
         let service = Requests { router: self.router, over_unix: self.over_unix, activity: activity.clone() };
         let io = TokioIo::new(Watched::new(stream, activity.clone()));
@@ -136,6 +133,7 @@ impl Connection {
             Some(Err(_)) | None => return,
         }
         if !stopping {
+            let _closing = self.places.close(place);
             linger(stream).await;
         }
     }
