@@ -285,7 +285,18 @@ pub enum Assignment {
     /// The partition is gone already: nothing may be committed any more.
     Lost {
         partition: Partition,
+        loss: Loss,
     },
+}
+
+/// Why a partition is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Another owner has it, or may have.
+    ToAnother,
+    /// The records that were assigned are gone: whoever keeps them has deleted or lost them. It may be assigned again,
+    /// with others.
+    OfRecords,
 }
 
 pub struct Assigned {

@@ -58,6 +58,7 @@ use super::{
 pub mod admin;
 mod batch;
 mod beginning;
+mod committed;
 pub mod config;
 mod connector;
 mod consumers;
@@ -295,10 +296,11 @@ impl Inner {
         };
         let unavailable = |reason: String| CommitError::Unavailable { reason };
         let metadata = BASE64_STANDARD.encode(&checkpoint.state);
-        if metadata.len() > MAX_METADATA_CHARS {
+        if metadata.len() > group::MAX_WORDS {
             return Err(unavailable(format!(
-                "it takes {} characters, and Kafka keeps {MAX_METADATA_CHARS}",
-                metadata.len()
+                "it takes {} characters, and Kafka keeps {}",
+                metadata.len(),
+                group::MAX_WORDS
             )));
         }
         let offset = i64::try_from(checkpoint.watermark).map_err(|error| unavailable(error.to_string()))?;
@@ -439,7 +441,7 @@ impl Log for KafkaLog {
     }
 
     fn checkpointing(&self) -> Checkpointing {
-        Checkpointing { interval: CHECKPOINT_INTERVAL, max_state_bytes: MAX_METADATA_CHARS / 4 * 3 }
+        Checkpointing { interval: CHECKPOINT_INTERVAL, max_state_bytes: group::MAX_WORDS / 4 * 3 }
     }
 
     fn tail(
@@ -469,7 +471,7 @@ impl Log for KafkaLog {
     fn depth(&self) -> Vec<Depth> {
         let depth = |((topic, index), extent): (depths::Place, depths::Extent)| {
             let partition = Partition { queue: queue_of(&self.inner.config.topic, &topic)?, index };
-            let depths::Extent { end, finished, owner, held_by } = extent;
+            let depths::Extent { end, finished, owner, held_by, .. } = extent;
             let owner = match owner {
                 // What is held from the consumer is this process's all the same.
                 _ if held_by.is_some() || self.inner.consumers.holds(&partition) => Owner::Us,

@@ -22,6 +22,7 @@ use kafka_protocol::{
 };
 
 use super::{
+    committed::{Committed, TopicId},
     config::Config,
     security::Security,
     wire::{Address, Call, Connection, Dialer, WireError},
@@ -82,6 +83,8 @@ pub(super) struct Cluster {
     controller: i32,
     /// Only topics that exist.
     pub(super) topics: BTreeMap<String, BTreeMap<i32, Replicas>>,
+    /// Of those, where brokers tell.
+    pub(super) ids: HashMap<String, TopicId>,
 }
 
 /// Where a partition is.
@@ -116,13 +119,6 @@ pub(super) struct Inspection {
     pub(super) topics: Vec<Arc<str>>,
     /// The worst first; of topics that are missing, too.
     pub(super) findings: Vec<Finding>,
-}
-
-/// An offset that a group has stored, and the words beside it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Committed {
-    pub(super) offset: i64,
-    pub(super) metadata: String,
 }
 
 /// Which offset of a partition is asked for.
@@ -196,6 +192,7 @@ impl Admin {
             };
             match ResponseError::try_from_code(topic.error_code) {
                 None => {
+                    cluster.ids.extend(TopicId::new(topic.topic_id.into_bytes()).map(|id| (name.clone(), id)));
                     cluster.topics.insert(name, replicas(&topic));
                 }
                 // It does not exist, or not everywhere yet.
@@ -423,9 +420,10 @@ impl Admin {
         }
     }
 
-    /// What the configured group has stored, whoever owns it; none where it has stored nothing.
+    /// What the configured group has stored, whoever owns it; none where it has stored nothing for this topic.
     pub(super) async fn committed(
         &mut self,
+        cluster: &Cluster,
         wanted: &[(Arc<str>, u32)],
     ) -> Result<ByPlace<Option<Committed>>, AdminError> {
         let coordinator = self.coordinator().await?;
@@ -450,10 +448,8 @@ impl Admin {
                     return Err(AdminError::refused(format!("{name}/{}", partition.partition_index), error, None));
                 }
                 let Ok(index) = u32::try_from(partition.partition_index) else { continue };
-                let committed = (partition.committed_offset >= 0).then(|| Committed {
-                    offset: partition.committed_offset,
-                    metadata: partition.metadata.map(|metadata| metadata.to_string()).unwrap_or_default(),
-                });
+                let words = partition.metadata.as_ref().map_or("", |metadata| metadata.as_str());
+                let committed = Committed::read(partition.committed_offset, words, cluster.ids.get(&*name).copied());
                 stored.insert((name.clone(), index), committed);
             }
         }

@@ -334,14 +334,14 @@ impl Kafka {
     }
 
     /// Sets what a group has committed for partitions of a topic, as soon as it has no members.
-    pub fn commit(&self, group: &str, topic: &str, partitions: std::ops::Range<i32>, offset: i64) {
+    pub fn commit(&self, group: &str, topic: &str, partitions: std::ops::Range<i32>, offset: i64, words: &str) {
         const UNKNOWN_MEMBER: i16 = 25;
         let deadline = Instant::now() + PATIENCE;
         for partition in partitions {
             // OffsetCommit 7
             let mut body = Body::default();
             body.string(group).i32(-1).string("").i16(-1).i32(1).string(topic).i32(1).i32(partition);
-            body.i64(offset).i32(-1).string("");
+            body.i64(offset).i32(-1).string(words);
             let commit = || {
                 let mut answer = self.ask(8, 7, &body);
                 answer.skip(8).string();
