@@ -28,7 +28,7 @@ use crate::{
 mod checkpoint;
 mod coalesce;
 mod entry;
-mod letter;
+pub mod letter;
 #[cfg(test)]
 mod model;
 mod plan;

@@ -229,7 +229,7 @@ impl Inner {
             return Ok(Vec::new());
         }
         let records: Vec<Outgoing> = records.into_iter().map(Outgoing::from).collect();
-        let room = self.producer.reserve(&records)?;
+        let room = self.producer.reserve(&records, self.config.max_record_bytes)?;
         let topic = self.topic_of(queue);
         if self.producer.partitions(&topic).is_none() && self.config.create_topics {
             self.make_if_missing(&topic, self.make_topics(std::slice::from_ref(queue)), deadline).await?;

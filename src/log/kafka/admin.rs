@@ -105,6 +105,17 @@ pub(super) enum TopicKind {
     Table,
 }
 
+impl TopicKind {
+    /// Bytes that a topic must take at once: of its largest record, as a batch.
+    fn needed_bytes(self, config: &Config) -> usize {
+        let record = match self {
+            Self::Tasks => config.max_record_bytes,
+            Self::Table => config.max_value_bytes(),
+        };
+        record + BATCH_OVERHEAD_BYTES
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct NewTopic {
     pub(super) name: Arc<str>,
@@ -243,7 +254,7 @@ impl Admin {
     fn creatable(&self, topic: &NewTopic, replication: i16) -> CreatableTopic {
         let min_insync = self.config.min_insync.min(replication - 1).max(1);
         let retention = self.config.retention.as_millis().to_string();
-        let message_bytes = DEFAULT_MAX_MESSAGE_BYTES.max(self.config.max_record_bytes + BATCH_OVERHEAD_BYTES);
+        let message_bytes = DEFAULT_MAX_MESSAGE_BYTES.max(topic.kind.needed_bytes(&self.config));
         let mut configs = vec![
             ("min.insync.replicas", min_insync.to_string()),
             ("unclean.leader.election.enable", "false".to_owned()),

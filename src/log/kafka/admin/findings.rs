@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use super::{BATCH_OVERHEAD_BYTES, TopicKind};
+use super::TopicKind;
 use crate::{finding::Severity, log::kafka::config::Config};
 
 /// What is asked of a topic's configuration.
@@ -208,11 +208,19 @@ impl Topic<'_> {
     }
 
     fn record_limit(&self, limit: i64, config: &Config) -> Option<Finding> {
-        let needed = config.max_record_bytes + BATCH_OVERHEAD_BYTES;
+        let needed = self.kind.needed_bytes(config);
         (usize::try_from(limit).unwrap_or(0) < needed).then(|| {
             self.finding(
                 FindingCode::RecordLimitLow,
-                format!("it takes {limit} bytes at once, and an accepted task may need {needed}"),
+                match self.kind {
+                    TopicKind::Tasks => {
+                        format!("it takes {limit} bytes at once, and an accepted task may need {needed}")
+                    }
+                    TopicKind::Table => format!(
+                        "it takes {limit} bytes at once, and a dead letter may need {needed}: one that does not fit \
+                         waits in its queue"
+                    ),
+                },
                 self.set("max.message.bytes", &needed.to_string()),
             )
         })
