@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     dead_letters::DeadLetters,
-    log::{Log, QueueName},
+    log::{Checkpoint, Log, QueueName},
     queue::Queues,
     retry::Policy,
     target::{FindingCode, Target, limiter::Limits},
@@ -360,6 +360,13 @@ async fn ask<T>(
     let patience = std::time::Duration::from_secs(1);
     let answers = answers.map(|answer| tokio::time::timeout(patience, answer));
     futures_util::future::join_all(answers).await.into_iter().flatten().flatten().collect()
+}
+
+/// Whether a checkpoint says that the task at this offset is finished.
+pub fn is_finished(checkpoint: &Checkpoint, offset: u64) -> bool {
+    let Checkpoint { watermark, state } = checkpoint;
+    let above = || checkpoint::State::decode(*watermark, state).is_some_and(|state| state.finished.contains(offset));
+    offset < *watermark || above()
 }
 
 #[cfg(test)]

@@ -431,6 +431,17 @@ pub trait Log: Send + Sync {
         checkpoint: Checkpoint,
     ) -> BoxFuture<'a, Result<(), CommitError>>;
 
+    /// What is committed for a partition, whoever works on it, as of a few seconds ago at the most; none where that is not
+    /// known. Waits at most a second. Only a log that several processes consume needs to tell.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future changes nothing.
+    fn committed<'a>(&'a self, partition: &'a Partition) -> BoxFuture<'a, Option<Checkpoint>> {
+        let _ = partition;
+        Box::pin(async { None })
+    }
+
     /// Shows the records appended last to a partition, oldest first, at most `max_records` of them and `max_bytes`
     /// together: what a memory of recent tasks is filled from. Offsets are the partition's own: the consumer takes what is
     /// below its watermark for finished. A record that will come to the partition and has no offset there yet may be shown

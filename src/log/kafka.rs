@@ -45,6 +45,7 @@ use self::{
     fetcher::{Fetcher, Source},
     inspection::Inspected,
     producer::Producer,
+    progress::Progress,
     record::Outgoing,
     security::{Security, SecurityError},
     table::KafkaTable,
@@ -71,6 +72,7 @@ pub mod nodelay;
 mod outbox;
 mod partitioner;
 mod producer;
+mod progress;
 mod record;
 pub mod security;
 mod table;
@@ -124,6 +126,7 @@ struct Inner {
     making: tokio::sync::Mutex<()>,
     consumers: Arc<Consumers>,
     inspected: Inspected,
+    progress: Progress,
     /// Where membership lives: not with the consumer, which may get stuck.
     runtime: Handle,
     failure: watch::Sender<Option<String>>,
@@ -157,6 +160,7 @@ impl KafkaLog {
             making: tokio::sync::Mutex::default(),
             consumers: Arc::default(),
             inspected: Inspected::default(),
+            progress: Progress::default(),
             runtime: Handle::current(),
             failure: watch::Sender::new(None),
         });
@@ -438,6 +442,10 @@ impl Log for KafkaLog {
         checkpoint: Checkpoint,
     ) -> BoxFuture<'a, Result<(), CommitError>> {
         Box::pin(self.inner.commit(partition, epoch, checkpoint))
+    }
+
+    fn committed<'a>(&'a self, partition: &'a Partition) -> BoxFuture<'a, Option<Checkpoint>> {
+        Box::pin(self.inner.committed(partition))
     }
 
     fn checkpointing(&self) -> Checkpointing {

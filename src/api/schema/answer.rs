@@ -58,7 +58,8 @@ pub(in crate::api) struct TaskStatus {
     /// (its target is unavailable, which spends no attempt), `in_flight`, or `settled`.
     pub status: &'static str,
     /// How a settled task ended: `applied`, `superseded`, `expired`, `invalidated`, `stale`, `dead`, `discarded` or
-    /// `duplicate`. Absent where that is not remembered: it was settled before the process started.
+    /// `duplicate`. Absent where that is not known: it was settled before the process started, or by another process, and
+    /// has no dead letter.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, value_type = Option<String>)]
     pub outcome: Option<&'static str>,

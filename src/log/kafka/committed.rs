@@ -8,7 +8,12 @@
 
 use std::fmt;
 
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use base64::{
+    Engine,
+    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
+};
+
+use crate::log::Checkpoint;
 
 /// What a broker calls one topic and no other, whatever its name.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -47,6 +52,12 @@ impl Committed {
         };
         let is_of_another = of.zip(topic).is_some_and(|(of, topic)| of != topic.to_string());
         (offset >= 0 && !is_of_another).then(|| Self { offset, metadata: words.to_owned() })
+    }
+
+    /// As its consumer wrote it. Where the words are not a consumer's, nothing above the offset is known to be finished.
+    pub(super) fn into_checkpoint(self) -> Checkpoint {
+        let state = BASE64_STANDARD.decode(&self.metadata).unwrap_or_default();
+        Checkpoint { watermark: u64::try_from(self.offset).unwrap_or(0), state: state.into() }
     }
 
     /// How words are stored for a partition of this topic.

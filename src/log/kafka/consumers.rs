@@ -15,7 +15,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
 };
 
-use base64::{Engine, prelude::BASE64_STANDARD};
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinHandle, JoinSet},
@@ -391,12 +390,12 @@ async fn watch(inner: Arc<Inner>, group: Arc<Group>) {
 /// What was committed. Whoever resets a group's offsets by hand commits no words beside them: then nothing above the
 /// watermark is known to be finished.
 fn checkpoint_of(partition: &Partition, committed: Committed) -> Checkpoint {
-    let Committed { offset, metadata } = committed;
-    let state = BASE64_STANDARD.decode(&metadata).unwrap_or_else(|_| {
+    let is_without_words = committed.metadata.is_empty();
+    let checkpoint = committed.into_checkpoint();
+    if checkpoint.state.is_empty() && !is_without_words {
         tracing::warn!("What was committed beside the offset of {partition} is not ours: only the offset is taken");
-        Vec::new()
-    });
-    Checkpoint { watermark: u64::try_from(offset).unwrap_or(0), state: state.into() }
+    }
+    checkpoint
 }
 
 #[cfg(test)]
