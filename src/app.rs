@@ -197,7 +197,8 @@ impl App {
                 rules: rules.clone(),
                 metrics: metrics.clone(),
             };
-            handle = handle.beside(&earlier.begin(config, shared)?);
+            let worked_off = earlier.begin(config, shared)?;
+            handle = handle.beside(&worked_off, earlier.journal());
         }
 
         let api_config = api_config(config, token);
