@@ -195,7 +195,7 @@ pub async fn inspect(
     let letters = (table::topic_of(&config.topic, table::LETTERS).into(), TopicKind::Table);
     let topics: Vec<(Arc<str>, TopicKind)> = tasks.chain([letters]).collect();
     let inspected = Admin::new(Arc::new(config), security).inspect(&topics).await;
-    Ok(inspected.map_or_else(|error| vec![admin::unreachable(error.to_string())], |inspection| inspection.findings))
+    Ok(inspected.map_or_else(|error| vec![admin::unasked(&error)], |inspection| inspection.findings))
 }
 
 /// The topic of a queue.

@@ -645,7 +645,7 @@ impl Member {
             Meaning::Forgotten => self.forgotten(now),
             Meaning::Fenced => self.fenced(now),
             Meaning::Refused => {
-                self.problem = Some(refusal(error));
+                self.problem = Some(refusal(error, &self.settings.group, ""));
                 self.not_before = now + REFUSED_BACKOFF;
             }
         }
@@ -732,7 +732,7 @@ impl Member {
 
     fn fetched(&mut self, asked: &[(TopicPartition, Epoch)], answer: &OffsetFetchResponse, now: Instant) {
         if let Some(error) = ResponseError::try_from_code(answer.error_code) {
-            return self.fetch_refused(error, now);
+            return self.fetch_refused(error, "", now);
         }
         let mut found = BTreeMap::new();
         for topic in &answer.topics {
@@ -746,7 +746,7 @@ impl Member {
                 continue;
             };
             if let Some(error) = ResponseError::try_from_code(stored.error_code) {
-                self.fetch_refused(error, now);
+                self.fetch_refused(error, &partition.topic, now);
                 continue;
             }
             let words = stored.metadata.as_ref().map_or("", |words| words.as_str());
@@ -764,11 +764,11 @@ impl Member {
         }
     }
 
-    fn fetch_refused(&mut self, error: ResponseError, now: Instant) {
+    fn fetch_refused(&mut self, error: ResponseError, topic: &str, now: Instant) {
         match meaning(error) {
             Meaning::NoCoordinator => self.coordinator_lost(error.to_string(), now),
             Meaning::Refused if !error.is_retriable() => {
-                self.fetch_problem = Some(refusal(error));
+                self.fetch_problem = Some(refusal(error, &self.settings.group, topic));
                 self.fetch_not_before = now + REFUSED_BACKOFF;
             }
             _ => self.fetch_not_before = now + FIRST_BACKOFF,
@@ -833,7 +833,7 @@ impl Member {
                         self.commit_not_before = now + FIRST_BACKOFF;
                     }
                     Meaning::Refused => {
-                        let reason = refusal(error);
+                        let reason = refusal(error, &self.settings.group, &partition.topic);
                         self.settle(batch.remove(&partition), &Err(CommitError::Unavailable { reason }));
                     }
                 }
@@ -959,14 +959,14 @@ fn meaning(error: ResponseError) -> Meaning {
     }
 }
 
-/// What a person is told, with what ends it.
-fn refusal(error: ResponseError) -> String {
+/// What a person is told, with what ends it. `topic`: what was asked for, where it was one.
+fn refusal(error: ResponseError, group: &GroupId, topic: &str) -> String {
     let remedy = match error {
+        ResponseError::GroupAuthorizationFailed => return format!("{error}: allow Read on group {}", group.as_str()),
+        ResponseError::TopicAuthorizationFailed => return format!("{error}: allow Read on topic {topic}"),
         ResponseError::InconsistentGroupProtocol => {
             "consumers of another kind are in the group; give Redrive a group of its own (kafka.group)"
         }
-        ResponseError::GroupAuthorizationFailed => "allow Read on the group",
-        ResponseError::TopicAuthorizationFailed => "allow Read on the topic",
         ResponseError::InvalidSessionTimeout => {
             "kafka.session_timeout must be within the broker's group.min.session.timeout.ms and its maximum"
         }
