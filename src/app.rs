@@ -125,7 +125,7 @@ impl Storage {
         let remote = Arc::new(KafkaLog::open(kafka_config(config, kafka), identities.collect())?);
         let mode = if kafka.local_first { spool::Mode::Always } else { spool::Mode::WhenAway };
         let mut settings = spool::Config::new(mode, kafka.produce_timeout);
-        settings.max_record_bytes = kafka::config::Config::default().max_record_bytes;
+        settings.max_record_bytes = kafka::config::MAX_RECORD_BYTES;
         settings.close_within = config.shutdown.grace / 2;
         settings.accepted_at = |record| Some(Envelope::decode(record).ok()?.accepted_at.as_millisecond());
         let journal = JournalConfig { dir: spool_dir(config), ..journal_config(config) };
@@ -147,6 +147,12 @@ impl Storage {
         left.join(", ")
     }
 }
+
+/// A task that is given up always has room in the dead letters.
+const _: () = assert!(
+    consumer::letter::MAX_TASK <= kafka::config::MAX_RECORD_BYTES
+        && consumer::letter::MAX_BESIDE_TASK <= kafka::config::BESIDE_RECORD_BYTES
+);
 
 impl App {
     /// Starts everything but answering requests. Reads from disk and blocks while it does. Must be called in a
@@ -191,7 +197,8 @@ impl App {
                 rules: rules.clone(),
                 metrics: metrics.clone(),
             };
-            handle = handle.beside(&earlier.begin(config, shared)?);
+            let worked_off = earlier.begin(config, shared)?;
+            handle = handle.beside(&worked_off, earlier.journal());
         }
 
         let api_config = api_config(config, token);

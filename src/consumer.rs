@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     dead_letters::DeadLetters,
-    log::{Log, QueueName},
+    log::{Checkpoint, Log, QueueName},
     queue::Queues,
     retry::Policy,
     target::{FindingCode, Target, limiter::Limits},
@@ -28,7 +28,7 @@ use crate::{
 mod checkpoint;
 mod coalesce;
 mod entry;
-mod letter;
+pub mod letter;
 #[cfg(test)]
 mod model;
 mod plan;
@@ -140,7 +140,7 @@ impl Consumer {
             let _ended = all_ended.drop_guard();
             drive(runtime, run(workers, told))
         })?;
-        Ok(Self { handle: Handle { questions, beside: Vec::new() }, stop, ended, thread })
+        Ok(Self { handle: Handle { questions, beside: Vec::new(), beside_log: None }, stop, ended, thread })
     }
 
     pub fn handle(&self) -> Handle {
@@ -193,8 +193,9 @@ async fn run(workers: Vec<(Arc<str>, worker::Parts)>, stop: CancellationToken) -
 #[derive(Clone)]
 pub struct Handle {
     questions: Vec<mpsc::Sender<Question>>,
-    /// Asked for tasks only.
+    /// Another one with a log of its own.
     beside: Vec<mpsc::Sender<Question>>,
+    beside_log: Option<Arc<dyn Log>>,
 }
 
 pub(crate) enum Question {
@@ -322,12 +323,13 @@ pub struct FirstTask {
 impl Handle {
     /// A handle to nothing: a process that only takes tasks.
     pub fn none() -> Self {
-        Self { questions: Vec::new(), beside: Vec::new() }
+        Self { questions: Vec::new(), beside: Vec::new(), beside_log: None }
     }
 
-    /// Knows what another consumer's windows hold, too. What their workers do is shown of this one only.
-    pub fn beside(mut self, other: &Self) -> Self {
+    /// Knows what the windows of another consumer hold, too, which works on another log.
+    pub fn beside(mut self, other: &Self, log: Arc<dyn Log>) -> Self {
         self.beside.extend(other.questions.iter().cloned());
+        self.beside_log = Some(log);
         self
     }
 
@@ -343,7 +345,13 @@ impl Handle {
         ask(self.questions.iter(), Question::Overview).await
     }
 
-    /// The same, of what is sent to them.
+    /// The log of the consumer beside this one, where there is one, and how its workers' targets are.
+    pub async fn overview_beside(&self) -> Option<(Arc<dyn Log>, Vec<TargetOverview>)> {
+        let log = self.beside_log.clone()?;
+        Some((log, ask(self.beside.iter(), Question::Overview).await))
+    }
+
+    /// What is sent to the targets, in the same order.
     pub async fn breakers(&self) -> Vec<BreakerOverview> {
         ask(self.questions.iter(), Question::Breaker).await
     }
@@ -360,6 +368,13 @@ async fn ask<T>(
     let patience = std::time::Duration::from_secs(1);
     let answers = answers.map(|answer| tokio::time::timeout(patience, answer));
     futures_util::future::join_all(answers).await.into_iter().flatten().flatten().collect()
+}
+
+/// Whether a checkpoint says that the task at this offset is finished.
+pub fn is_finished(checkpoint: &Checkpoint, offset: u64) -> bool {
+    let Checkpoint { watermark, state } = checkpoint;
+    let above = || checkpoint::State::decode(*watermark, state).is_some_and(|state| state.finished.contains(offset));
+    offset < *watermark || above()
 }
 
 #[cfg(test)]

@@ -285,7 +285,18 @@ pub enum Assignment {
     /// The partition is gone already: nothing may be committed any more.
     Lost {
         partition: Partition,
+        loss: Loss,
     },
+}
+
+/// Why a partition is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Another owner has it, or may have.
+    ToAnother,
+    /// The records that were assigned are gone: whoever keeps them has deleted or lost them. It may be assigned again,
+    /// with others.
+    OfRecords,
 }
 
 pub struct Assigned {
@@ -419,6 +430,17 @@ pub trait Log: Send + Sync {
         epoch: Epoch,
         checkpoint: Checkpoint,
     ) -> BoxFuture<'a, Result<(), CommitError>>;
+
+    /// What is committed for a partition, whoever works on it, as of a few seconds ago at the most; none where that is not
+    /// known. Waits at most a second. Only a log that several processes consume needs to tell.
+    ///
+    /// # Cancellation
+    ///
+    /// Dropping the future changes nothing.
+    fn committed<'a>(&'a self, partition: &'a Partition) -> BoxFuture<'a, Option<Checkpoint>> {
+        let _ = partition;
+        Box::pin(async { None })
+    }
 
     /// Shows the records appended last to a partition, oldest first, at most `max_records` of them and `max_bytes`
     /// together: what a memory of recent tasks is filled from. Offsets are the partition's own: the consumer takes what is

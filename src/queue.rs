@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use crate::{
     faults,
-    log::{AppendError, Durability, Log, NewRecord, QueueName, ReadError},
+    log::{AppendError, Appended, Durability, Log, NewRecord, QueueName, ReadError},
     task::{Identity, Lane, TaskId},
     telemetry::metrics::Metrics,
 };
@@ -239,7 +239,9 @@ impl Queues {
                     }
                     Err(error) => Err(SubmitError::Append(error.clone())),
                 };
-                recent.finish(identity, &fate);
+                let in_kafka = |appended: &&Appended| appended.durability == Durability::Kafka;
+                let place = appended.as_ref().ok().map(|appended| &appended[number]).filter(in_kafka);
+                recent.finish(identity, &fate, place.map(|appended| (&queue, appended.position)));
                 (index, fate)
             })
             .collect()
@@ -257,7 +259,7 @@ impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         let mut recent = self.queues.recent();
         for (_, identity, _) in self.members {
-            recent.finish(*identity, &Err(AppendError::FateUnknown.into()));
+            recent.finish(*identity, &Err(AppendError::FateUnknown.into()), None);
         }
     }
 }

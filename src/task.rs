@@ -29,8 +29,9 @@ pub use self::{
     late::{Late, LateAction},
     operation::{Command, Mode, Operation, Script, TtlArg, Unit, UnitKey, UnitKeys},
     outcome::Outcome,
+    parse::MAX_CONTEXT_BYTES,
     refusal::{FieldError, Refusal, RefusalKind},
-    rules::{Config, LuaPolicy, Rules},
+    rules::{Config, LuaPolicy, MAX_COMMANDS, Rules},
     version::Version,
 };
 

@@ -136,7 +136,12 @@ fn breaker_status(breaker: BreakerOverview) -> BreakerStatus {
 pub(super) async fn list_partitions(Extract(state): Extract<Arc<State>>) -> Json<PartitionList> {
     let targets = state.consumer.overview().await;
     let depth = state.queues.log().depth();
-    Json(PartitionList { items: depth.into_iter().map(|depth| partition_status(depth, &targets)).collect() })
+    let mut items: Vec<_> = depth.into_iter().map(|depth| partition_status(depth, &targets)).collect();
+    if let Some((log, targets)) = state.consumer.overview_beside().await {
+        let left = log.depth().into_iter().filter(|depth| depth.lag() > 0);
+        items.extend(left.map(|depth| PartitionStatus { log: Some("earlier"), ..partition_status(depth, &targets) }));
+    }
+    Json(PartitionList { items })
 }
 
 fn partition_status(depth: Depth, targets: &[TargetOverview]) -> PartitionStatus {
@@ -149,6 +154,7 @@ fn partition_status(depth: Depth, targets: &[TargetOverview]) -> PartitionStatus
         target: queue.target.to_string(),
         lane: queue.lane,
         partition: depth.partition.index,
+        log: None,
         end: depth.end,
         finished: depth.finished,
         lag,

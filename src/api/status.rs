@@ -1,7 +1,8 @@
 //! `GET /tasks/{id}`: what became of a task.
 //!
 //! Three places know something: the memory of recent tasks that it was accepted, the consumer's windows what it waits
-//! for, the dead letters why it was given up.
+//! for, the dead letters why it was given up. Of a task that another process executes, what that has committed says that
+//! it is finished.
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use super::{
     schema::{ReadProblems, TaskError, TaskStatus},
 };
 use crate::{
-    consumer::Waiting,
+    consumer::{self, Waiting},
     dead_letters::{DeadLetter, DeadLetterError},
     queue::recent::{Progress, Remembered},
     task::{Outcome, TaskId},
@@ -57,11 +58,21 @@ pub(super) async fn get_task(
     match state.queues.find(&id) {
         Some(remembered) => match remembered.progress {
             Progress::Settled(outcome) => settled(&state, &id, &remembered, outcome).await,
+            Progress::Stored if is_finished_elsewhere(&state, &remembered).await => {
+                settled(&state, &id, &remembered, None).await
+            }
             Progress::Stored => Ok(queued(&id, &remembered)),
         },
         None => find_letter(&state, &id).await?.map(|letter| dead(&id, letter)).ok_or_else(unknown),
     }
     .map(Json)
+}
+
+/// Whether another process has finished it, as far as the log knows.
+async fn is_finished_elsewhere(state: &State, remembered: &Remembered) -> bool {
+    let Some((partition, offset)) = &remembered.place else { return false };
+    let checkpoint = state.queues.log().committed(partition).await;
+    checkpoint.is_some_and(|checkpoint| consumer::is_finished(&checkpoint, *offset))
 }
 
 fn unknown() -> Problem {
@@ -77,7 +88,7 @@ async fn settled(
     remembered: &Remembered,
     outcome: Option<Outcome>,
 ) -> Result<TaskStatus, Problem> {
-    // What an earlier process settled may have died there.
+    // What another process settled, before or elsewhere, may have died there.
     if matches!(outcome, None | Some(Outcome::Dead))
         && let Some(letter) = find_letter(state, id).await?
     {

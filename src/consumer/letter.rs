@@ -9,7 +9,24 @@ use crate::{
     log::Partition,
     queue::Envelope,
     retry::{Failure, ReasonClass},
-    task::Rules,
+    task::{MAX_COMMANDS, MAX_CONTEXT_BYTES, Rules},
+};
+
+/// Bytes of the largest task that a letter keeps as it is.
+pub const MAX_TASK: usize = 512 * 1024;
+
+/// What is kept of a record that is no task and no JSON: in base64 it is a third more.
+pub const MAX_NOT_JSON: usize = 320 * 1024;
+
+const _: () = assert!(MAX_NOT_JSON.div_ceil(3) * 4 <= MAX_TASK);
+
+/// Bytes of the largest letter beside the task: what is said of each unit, of the whole, and where it comes from.
+pub const MAX_BESIDE_TASK: usize = {
+    // Control characters are escaped in a message, so that none of its bytes takes more than two in JSON. A code is a word.
+    let failure = 2 * Failure::MAX_MESSAGE + 64;
+    let unit = failure + 128;
+    let context = 2 * 6 * MAX_CONTEXT_BYTES;
+    MAX_COMMANDS * unit + failure + context + 4096
 };
 
 /// The letter of a task of which at least one unit is dead.

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     dead_letters::DeadLetters,
-    log::{Assigned, Assignment, CommitError, Entry as LogEntry, Log, Partition, ReadError, Reader, TableError},
+    log::{Assigned, Assignment, CommitError, Entry as LogEntry, Log, Loss, Partition, ReadError, Reader, TableError},
     queue::{Queues, recent::Settled},
     retry::{Failure, Policy},
     target::{
@@ -476,7 +476,7 @@ impl Worker {
             Assignment::Assigned(_) if self.stopping => {}
             Assignment::Assigned(assigned) => self.assign(assigned),
             Assignment::Revoking { partition, done } => self.revoke(&partition, done),
-            Assignment::Lost { partition } => self.lose(&partition),
+            Assignment::Lost { partition, loss } => self.lose(&partition, loss),
         }
     }
 
@@ -484,7 +484,7 @@ impl Worker {
         let watermark = assigned.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.watermark);
         let partition = &assigned.partition;
         // Of an assignment that is over, whether that was said or not, nothing may stay.
-        self.lose(partition);
+        self.lose(partition, Loss::ToAnother);
         tracing::info!(partition = %partition, watermark, "Consuming {partition} from offset {watermark}");
         let window = Window::new(assigned, self.boot_id, self.max_state_bytes, self.budget.clone());
         if let Claim::Fencing(boot_id) = window.claim {

@@ -45,6 +45,7 @@ use self::{
     fetcher::{Fetcher, Source},
     inspection::Inspected,
     producer::Producer,
+    progress::Progress,
     record::Outgoing,
     security::{Security, SecurityError},
     table::KafkaTable,
@@ -58,6 +59,7 @@ use super::{
 pub mod admin;
 mod batch;
 mod beginning;
+mod committed;
 pub mod config;
 mod connector;
 mod consumers;
@@ -70,6 +72,7 @@ pub mod nodelay;
 mod outbox;
 mod partitioner;
 mod producer;
+mod progress;
 mod record;
 pub mod security;
 mod table;
@@ -123,6 +126,7 @@ struct Inner {
     making: tokio::sync::Mutex<()>,
     consumers: Arc<Consumers>,
     inspected: Inspected,
+    progress: Progress,
     /// Where membership lives: not with the consumer, which may get stuck.
     runtime: Handle,
     failure: watch::Sender<Option<String>>,
@@ -156,6 +160,7 @@ impl KafkaLog {
             making: tokio::sync::Mutex::default(),
             consumers: Arc::default(),
             inspected: Inspected::default(),
+            progress: Progress::default(),
             runtime: Handle::current(),
             failure: watch::Sender::new(None),
         });
@@ -190,7 +195,7 @@ pub async fn inspect(
     let letters = (table::topic_of(&config.topic, table::LETTERS).into(), TopicKind::Table);
     let topics: Vec<(Arc<str>, TopicKind)> = tasks.chain([letters]).collect();
     let inspected = Admin::new(Arc::new(config), security).inspect(&topics).await;
-    Ok(inspected.map_or_else(|error| vec![admin::unreachable(error.to_string())], |inspection| inspection.findings))
+    Ok(inspected.map_or_else(|error| vec![admin::unasked(&error)], |inspection| inspection.findings))
 }
 
 /// The topic of a queue.
@@ -228,7 +233,7 @@ impl Inner {
             return Ok(Vec::new());
         }
         let records: Vec<Outgoing> = records.into_iter().map(Outgoing::from).collect();
-        let room = self.producer.reserve(&records)?;
+        let room = self.producer.reserve(&records, self.config.max_record_bytes)?;
         let topic = self.topic_of(queue);
         if self.producer.partitions(&topic).is_none() && self.config.create_topics {
             self.make_if_missing(&topic, self.make_topics(std::slice::from_ref(queue)), deadline).await?;
@@ -295,10 +300,11 @@ impl Inner {
         };
         let unavailable = |reason: String| CommitError::Unavailable { reason };
         let metadata = BASE64_STANDARD.encode(&checkpoint.state);
-        if metadata.len() > MAX_METADATA_CHARS {
+        if metadata.len() > group::MAX_WORDS {
             return Err(unavailable(format!(
-                "it takes {} characters, and Kafka keeps {MAX_METADATA_CHARS}",
-                metadata.len()
+                "it takes {} characters, and Kafka keeps {}",
+                metadata.len(),
+                group::MAX_WORDS
             )));
         }
         let offset = i64::try_from(checkpoint.watermark).map_err(|error| unavailable(error.to_string()))?;
@@ -438,8 +444,12 @@ impl Log for KafkaLog {
         Box::pin(self.inner.commit(partition, epoch, checkpoint))
     }
 
+    fn committed<'a>(&'a self, partition: &'a Partition) -> BoxFuture<'a, Option<Checkpoint>> {
+        Box::pin(self.inner.committed(partition))
+    }
+
     fn checkpointing(&self) -> Checkpointing {
-        Checkpointing { interval: CHECKPOINT_INTERVAL, max_state_bytes: MAX_METADATA_CHARS / 4 * 3 }
+        Checkpointing { interval: CHECKPOINT_INTERVAL, max_state_bytes: group::MAX_WORDS / 4 * 3 }
     }
 
     fn tail(
@@ -469,7 +479,7 @@ impl Log for KafkaLog {
     fn depth(&self) -> Vec<Depth> {
         let depth = |((topic, index), extent): (depths::Place, depths::Extent)| {
             let partition = Partition { queue: queue_of(&self.inner.config.topic, &topic)?, index };
-            let depths::Extent { end, finished, owner, held_by } = extent;
+            let depths::Extent { end, finished, owner, held_by, .. } = extent;
             let owner = match owner {
                 // What is held from the consumer is this process's all the same.
                 _ if held_by.is_some() || self.inner.consumers.holds(&partition) => Owner::Us,

@@ -15,8 +15,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     AppendError, Appended, Assigned, Assignment, BootTime, Checkpoint, Checkpointing, CommitError, Depth, Durability,
-    Entry, Epoch, Lease, LeaseKeeper, Log, NewRecord, Owner, Partition, Position, QueueName, ReadError, Reader, Record,
-    Table, TableError, memory::MemoryLog,
+    Entry, Epoch, Lease, LeaseKeeper, Log, Loss, NewRecord, Owner, Partition, Position, QueueName, ReadError, Reader,
+    Record, Table, TableError, memory::MemoryLog,
 };
 
 /// Leases that nobody ends last until long after the test.
@@ -110,7 +110,7 @@ impl ScriptedLog {
     /// Another process has the partition from now on.
     pub(crate) fn lose(&self, partition: &Partition) {
         self.depose(partition);
-        self.shared.lock().tell(Assignment::Lost { partition: partition.clone() });
+        self.shared.lock().tell(Assignment::Lost { partition: partition.clone(), loss: Loss::ToAnother });
     }
 
     /// Another process has the partition from now on, and nobody says so.

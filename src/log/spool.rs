@@ -497,6 +497,10 @@ impl Log for Spool {
     }
 
     /// What is spooled comes last. A remote log that cannot be read is passed over: tasks are taken without it too.
+    fn committed<'a>(&'a self, partition: &'a Partition) -> BoxFuture<'a, Option<Checkpoint>> {
+        self.inner.remote.committed(partition)
+    }
+
     fn tail(
         &self,
         partition: &Partition,

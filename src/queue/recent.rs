@@ -1,7 +1,8 @@
 //! What was accepted recently: recognises repeated requests and says what became of a task.
 //!
 //! A ring of [`CAPACITY`] small slots, found by the hash of the task's id. It holds no task: what still waits is
-//! known to the consumer in detail, this only knows that it was accepted, and how it was settled. Requests that are
+//! known to the consumer in detail, this only knows that it was accepted, and how it was settled. Where another process
+//! may execute tasks, it also knows where they are, eight bytes more for each. Requests that are
 //! being stored at this moment are kept beside the ring with those who wait for the same fate.
 
 use std::collections::{HashMap, VecDeque};
@@ -12,7 +13,7 @@ use tokio::sync::oneshot;
 
 use super::{Accepted, SubmitError};
 use crate::{
-    log::Durability,
+    log::{Durability, Partition, Position, QueueName},
     task::{Identity, Outcome, TaskId},
 };
 
@@ -37,6 +38,8 @@ pub struct Remembered {
     pub last_error: Option<Box<str>>,
     /// Of a superseded task: the one that took its place, where that is still known.
     pub superseded_by: Option<TaskId>,
+    /// Where it is, if another process may execute it: the partition, and the offset there.
+    pub place: Option<(Partition, u64)>,
 }
 
 /// How far a task has come, as far as the ring knows.
@@ -98,6 +101,49 @@ pub struct Recent {
     pending: HashMap<u64, Pending>,
     errors: VecDeque<(u64, Box<str>)>,
     superseded: VecDeque<(u64, TaskId)>,
+    places: Places,
+}
+
+/// Where the tasks of the slots are, as far as another process may execute them. Takes no memory before there is one.
+#[derive(Default)]
+struct Places {
+    /// By slot: a queue in 10 bits, a partition in 14 and an offset in 40; or [`Places::NONE`].
+    packed: Vec<u64>,
+    queues: Vec<QueueName>,
+}
+
+impl Places {
+    const NONE: u64 = u64::MAX;
+
+    /// What does not fit is not known.
+    fn pack(&mut self, queue: &QueueName, position: Position) -> u64 {
+        let number = self.queues.iter().position(|known| known == queue).unwrap_or_else(|| {
+            self.queues.push(queue.clone());
+            self.queues.len() - 1
+        });
+        let Position { partition, offset } = position;
+        if number >= (1 << 10) - 1 || partition >= 1 << 14 || offset >= 1 << 40 {
+            return Self::NONE;
+        }
+        (number as u64) << 54 | u64::from(partition) << 40 | offset
+    }
+
+    fn note(&mut self, slot: usize, place: Option<(&QueueName, Position)>, capacity: usize) {
+        let packed = place.map_or(Self::NONE, |(queue, position)| self.pack(queue, position));
+        if packed != Self::NONE && self.packed.len() <= slot {
+            self.packed.reserve_exact(capacity.saturating_sub(self.packed.len()));
+            self.packed.resize(slot + 1, Self::NONE);
+        }
+        if let Some(known) = self.packed.get_mut(slot) {
+            *known = packed;
+        }
+    }
+
+    fn of(&self, slot: usize) -> Option<(Partition, u64)> {
+        let packed = self.packed.get(slot).copied().filter(|packed| *packed != Self::NONE)?;
+        let queue = self.queues.get((packed >> 54) as usize)?.clone();
+        Some((Partition { queue, index: (packed >> 40 & 0x3fff) as u32 }, packed & ((1 << 40) - 1)))
+    }
 }
 
 impl Recent {
@@ -111,6 +157,7 @@ impl Recent {
             pending: HashMap::new(),
             errors: VecDeque::new(),
             superseded: VecDeque::new(),
+            places: Places::default(),
         }
     }
 
@@ -142,11 +189,20 @@ impl Recent {
         }
     }
 
-    /// Ends what [`Recent::begin`] began, and tells those who wait for the same fate.
-    pub fn finish(&mut self, identity: Identity, fate: &Result<Accepted, SubmitError>) {
+    /// Ends what [`Recent::begin`] began, and tells those who wait for the same fate. `place`: where it is, if another
+    /// process may execute it.
+    pub fn finish(
+        &mut self,
+        identity: Identity,
+        fate: &Result<Accepted, SubmitError>,
+        place: Option<(&QueueName, Position)>,
+    ) {
         let Some(pending) = self.pending.remove(&identity.id_hash()) else { return };
         if let Ok(accepted) = fate {
             self.remember(identity, accepted.accepted_at, accepted.durability, Progress::Stored);
+            if let Some(slot) = self.number(identity.id_hash()) {
+                self.places.note(slot, place, self.capacity);
+            }
         }
         if let Some(settled) = pending.settled {
             self.settle(settled);
@@ -175,6 +231,7 @@ impl Recent {
                 entry.remove();
             }
             self.slots[number] = slot;
+            self.places.note(number, None, self.capacity);
             number
         };
         let slots = &self.slots;
@@ -203,7 +260,8 @@ impl Recent {
 
     /// What is remembered of the task whose id has this hash.
     pub fn find(&self, id: u64) -> Option<Remembered> {
-        let slot = self.slot(id)?;
+        let number = self.number(id)?;
+        let slot = &self.slots[number];
         Some(Remembered {
             accepted_at: timestamp(slot.accepted_at_ms),
             durability: slot.durability,
@@ -211,6 +269,7 @@ impl Recent {
             attempts: u32::from(slot.attempts),
             last_error: newest(&self.errors, id),
             superseded_by: newest(&self.superseded, id),
+            place: self.places.of(number),
         })
     }
 
@@ -261,7 +320,7 @@ mod tests {
         assert!(matches!(recent.begin(identity(1, 1)), Begun::New));
         let Begun::Pending(mut same) = recent.begin(identity(1, 1)) else { panic!("the first is still being stored") };
         assert!(matches!(recent.begin(identity(1, 2)), Begun::OtherOperation));
-        recent.finish(identity(1, 1), &Ok(accepted()));
+        recent.finish(identity(1, 1), &Ok(accepted()), None);
         assert!(same.try_recv().expect("the fate was told").expect("it was stored").replayed);
         assert!(matches!(recent.begin(identity(1, 1)), Begun::Known(_)));
         assert!(matches!(recent.begin(identity(1, 2)), Begun::OtherOperation));
@@ -271,7 +330,7 @@ mod tests {
     fn a_task_that_could_not_be_stored_may_be_tried_again() {
         let mut recent = Recent::new(10);
         assert!(matches!(recent.begin(identity(1, 1)), Begun::New));
-        recent.finish(identity(1, 1), &Err(SubmitError::OtherOperation));
+        recent.finish(identity(1, 1), &Err(SubmitError::OtherOperation), None);
         assert!(matches!(recent.begin(identity(1, 2)), Begun::New));
     }
 
@@ -286,7 +345,7 @@ mod tests {
             last_error: None,
             superseded_by: None,
         });
-        recent.finish(identity(1, 1), &Ok(accepted()));
+        recent.finish(identity(1, 1), &Ok(accepted()), None);
         assert_eq!(recent.find(1).expect("it is remembered").progress, Progress::Settled(Some(Outcome::Applied)));
     }
 
@@ -301,6 +360,26 @@ mod tests {
             (4000..5000).collect::<Vec<_>>()
         );
         assert_eq!(recent.index.len(), 1000);
+    }
+
+    #[test]
+    fn it_is_known_where_a_task_is_until_it_is_forgotten() {
+        let mut recent = Recent::new(2);
+        let queue = QueueName { target: "default".into(), lane: "high" };
+        let mut store = |id: u64, offset: Option<u64>| {
+            assert!(matches!(recent.begin(identity(id, id)), Begun::New));
+            let place = offset.map(|offset| (&queue, Position { partition: 5, offset }));
+            recent.finish(identity(id, id), &Ok(accepted()), place);
+            recent.find(id).expect("it is remembered").place
+        };
+        let at = |offset| Some((Partition { queue: queue.clone(), index: 5 }, offset));
+        assert_eq!(store(1, None), None);
+        assert_eq!(store(2, Some((1 << 40) - 1)), at((1 << 40) - 1));
+        assert_eq!(store(3, Some(7)), at(7), "in the place of the first");
+        assert_eq!(store(4, None), None, "in the place of the second");
+        assert_eq!(store(5, Some(1 << 40)), None, "it does not fit");
+        let journal = Recent::new(100);
+        assert_eq!(journal.places.packed.capacity(), 0, "who needs it not has none of it");
     }
 
     #[test]

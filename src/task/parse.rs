@@ -21,7 +21,8 @@ mod late;
 const MAX_RETRIES: u64 = 20;
 /// How far a service's clock may be ahead of ours.
 const MAX_AHEAD: SignedDuration = SignedDuration::from_mins(5);
-const MAX_CONTEXT_BYTES: usize = 256;
+/// Of a field that says where a task comes from.
+pub const MAX_CONTEXT_BYTES: usize = 256;
 const MAX_ERROR_BYTES: usize = 2048;
 const MAX_ORDERING_KEY_BYTES: usize = 1024;
 /// Bytes of a name that could be a command's.

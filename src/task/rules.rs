@@ -2,6 +2,9 @@
 
 use super::{DefaultRule, Defaults, Refusal, RefusalKind, Task};
 
+/// Of a pipeline.
+pub const MAX_COMMANDS: usize = 128;
+
 /// Limits of admission, as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -25,7 +28,7 @@ impl Default for Config {
         Self {
             max_args: 1024,
             max_arg_bytes: 128 * 1024,
-            max_commands: 128,
+            max_commands: MAX_COMMANDS,
             max_foreign_bytes: 256 * 1024,
             key_prefixes: Vec::new(),
             own_prefix: "redrive:".into(),

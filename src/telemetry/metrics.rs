@@ -265,7 +265,7 @@ impl Metrics {
                 &registry,
                 IntCounter::new(
                     "redrive_kafka_lost_records_total",
-                    "Records that Kafka deleted before they were read: its retention is too short.",
+                    "Records that Kafka deleted before they were finished: its retention is too short, or a topic was deleted.",
                 )
                 .expect("the name is valid"),
             ),

@@ -201,3 +201,56 @@ fn tasks_of_the_other_way_of_keeping_them_are_not_forgotten() {
     in_spool.term();
     refused(&in_spool, &[], "wait for Kafka, and `kafka.brokers` is not set");
 }
+
+#[test]
+fn largest_task_has_room_in_the_dead_letters() {
+    let (redis, kafka, topic) = (Redis::start(&[]), Kafka::shared(), unique("largest"));
+    let mut flags = flags(kafka, &topic);
+    flags.push("--admission-max-body=600KiB".to_owned());
+    let sidecar = Sidecar::start(&redis.url(), &flags.iter().map(String::as_str).collect::<Vec<_>>());
+    wait_until("Kafka takes tasks", || reaches_kafka(&sidecar));
+    redis.cli(&["SET", "text", "1"]);
+    // Nearly as much as a record may have, and each part is refused with many words.
+    let command = json!({"command": "HSET", "args": ["text", "field", "x".repeat(4000)]});
+    let task = json!({"id": "largest", "type": "pipeline", "commands": vec![command; 128]});
+    assert!((515_000..523_000).contains(&task.to_string().len()), "{}", task.to_string().len());
+    let answer = sidecar.post(&task);
+    assert_eq!((answer.status, durability(&answer.json())), (202, "kafka"), "{}", answer.body);
+    wait_until("it is dead", || sidecar.settled("dead") == 1);
+    let letter = sidecar.dead_letter("largest").expect("it is there");
+    assert_eq!(letter["units"].as_array().map(Vec::len), Some(128));
+    assert_eq!(letter["task"], task);
+    let letter_bytes = letter.to_string().len();
+    assert!(letter_bytes > 512 * 1024, "{letter_bytes} bytes would fit anywhere");
+}
+
+/// Whether a sidecar answers that the task is settled, and with what outcome.
+fn settled(sidecar: &Sidecar, id: &str) -> Option<Value> {
+    let answer = sidecar.get(id).json();
+    (answer["status"] == "settled").then(|| answer["outcome"].clone())
+}
+
+#[test]
+fn task_that_another_sidecar_executes_is_settled_where_it_was_accepted() {
+    let (redis, kafka, topic) = (Redis::start(&[]), Kafka::shared(), unique("elsewhere"));
+    let mut flags = flags(kafka, &topic);
+    flags.push("--role=gateway".to_owned());
+    let gateway = Sidecar::start(&redis.url(), &flags.iter().map(String::as_str).collect::<Vec<_>>());
+    wait_until("Kafka takes tasks", || reaches_kafka(&gateway));
+    redis.cli(&["SET", "text", "1"]);
+    gateway.post(&rpush("made", "list"));
+    gateway.post(&simple("dead", "RPUSH", &["text", "x"]));
+    assert_eq!(gateway.get("made").json()["status"], "queued");
+
+    let mut worker = start(&redis, kafka, &topic);
+    wait_until("it is settled elsewhere", || settled(&gateway, "made") == Some(Value::Null));
+    wait_until("there is a dead letter", || settled(&gateway, "dead") == Some(json!("dead")));
+    assert_eq!(redis.list("list"), ["made"]);
+    assert!(worker.term().success());
+
+    // What is committed is asked for anew.
+    gateway.post(&rpush("waits", "list"));
+    assert_eq!(gateway.get("waits").json()["status"], "queued");
+    worker.restart();
+    wait_until("it is settled elsewhere", || settled(&gateway, "waits") == Some(Value::Null));
+}

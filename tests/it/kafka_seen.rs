@@ -1,6 +1,6 @@
 //! What is to be seen of Kafka by whoever runs sidecars on it, and what happens where it is not as it should be.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     harness::{
@@ -103,10 +103,19 @@ fn journal_of_before_kafka_is_worked_off_beside_it() {
     assert_eq!(sidecar.get("t-7").json()["status"], "held", "it is known");
     let repeated = sidecar.post(&rpush("t-7", "list"));
     assert_eq!(repeated.header("idempotent-replayed"), Some("true"));
+    let earlier = || -> Vec<Value> {
+        let partitions = sidecar.ops("/admin/v1/partitions").json();
+        let items = partitions["items"].as_array().expect("it is a list");
+        items.iter().filter(|item| item["log"] == "earlier").cloned().collect()
+    };
+    let [left] = &earlier()[..] else { panic!("there is one: {:?}", earlier()) };
+    assert_eq!((&left["lane"], &left["lag"], &left["in_window"]), (&json!("normal"), &json!(20), &json!(20)), "{left}");
+    assert_eq!((&left["first_id"], &left["first_status"]), (&json!("t-0"), &json!("held")), "{left}");
     redis.restart();
     let expected: Vec<String> = (0..20).map(|n| format!("t-{n}")).collect();
     wait_until("all of it is made", || redis.list("list") == expected);
     sidecar.wait_for_log("All tasks of before Kafka was set are made");
+    assert!(earlier().is_empty(), "nothing is left");
     sidecar.post(&set("after", "key", "1"));
     redis.wait_for_value("key", "1");
     sidecar.wait_until_done();

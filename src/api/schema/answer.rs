@@ -58,7 +58,8 @@ pub(in crate::api) struct TaskStatus {
     /// (its target is unavailable, which spends no attempt), `in_flight`, or `settled`.
     pub status: &'static str,
     /// How a settled task ended: `applied`, `superseded`, `expired`, `invalidated`, `stale`, `dead`, `discarded` or
-    /// `duplicate`. Absent where that is not remembered: it was settled before the process started.
+    /// `duplicate`. Absent where that is not known: it was settled before the process started, or by another process, and
+    /// has no dead letter.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, value_type = Option<String>)]
     pub outcome: Option<&'static str>,
@@ -257,6 +258,11 @@ pub(in crate::api) struct PartitionStatus {
     pub target: String,
     pub lane: &'static str,
     pub partition: u32,
+    /// `earlier`: it is in the journal of before `kafka.brokers` was set, whose tasks are made beside those in Kafka, and
+    /// is listed until they are. Absent for all others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, value_type = Option<String>)]
+    pub log: Option<&'static str>,
     /// The offset that the next record gets at the earliest.
     pub end: u64,
     /// The committed watermark: every record below is finished.

@@ -16,7 +16,7 @@ use crate::{
         window::{Leaving, Window},
         windows::WindowId,
     },
-    log::{CommitError, Partition},
+    log::{CommitError, Loss, Partition},
     target::Past,
 };
 
@@ -34,21 +34,29 @@ impl Worker {
         window.leaving = Some(Leaving { until, done });
     }
 
-    /// The partition is another owner's already.
-    pub(super) fn lose(&mut self, partition: &Partition) {
+    /// The partition is another owner's already, or its records are gone.
+    pub(super) fn lose(&mut self, partition: &Partition, loss: Loss) {
         let found = self.windows.iter().find(|(_, window)| window.partition == *partition);
         let Some((id, _)) = found else { return };
-        self.lose_window(id);
+        self.lose_window(id, loss);
     }
 
-    pub(super) fn lose_window(&mut self, id: WindowId) {
+    pub(super) fn lose_window(&mut self, id: WindowId, loss: Loss) {
         let Some(window) = self.take_out(id) else { return };
-        tracing::warn!(
-            partition = %window.partition,
-            unfinished = window.len(),
-            "{} was lost to another owner: nothing more is sent or written down for it",
-            window.partition
-        );
+        let (partition, unfinished) = (&window.partition, window.len());
+        match loss {
+            Loss::ToAnother => tracing::warn!(
+                partition = %partition,
+                unfinished,
+                "{partition} was lost to another owner: nothing more is sent or written down for it"
+            ),
+            Loss::OfRecords => tracing::warn!(
+                partition = %partition,
+                unfinished,
+                "The records of {partition} are gone, and {unfinished} unfinished tasks that were read with them: nothing \
+                 more is sent or written down for those"
+            ),
+        }
         self.forget(&window.unsaved);
     }
 

@@ -8,6 +8,7 @@ use super::{Event, PAUSE, Worker};
 use crate::{
     consumer::{
         entry::{Entry, Letter},
+        letter,
         prepared::Prepared,
         timing::Due,
         units,
@@ -18,9 +19,6 @@ use crate::{
     retry::{Executed, Failure, ReasonClass},
     task::{Identity, Outcome, Refusal, RefusalKind, Task, TaskId},
 };
-
-/// What is kept of a record of another producer that is no task. It is a third more in a letter.
-const MAX_REFUSED_BYTES: usize = 320 * 1024;
 
 impl Worker {
     pub(super) fn read(&mut self, now: Instant) {
@@ -107,7 +105,8 @@ impl Worker {
             Err(error) => {
                 let failure =
                     Failure::dead(ReasonClass::RefusedRecord, Executed::No, "unreadable-record", &error.to_string());
-                let envelope = Envelope::of_unreadable(made_id(partition, offset), now, record.value);
+                let value = as_much_as_a_letter_takes(partition, offset, record.value);
+                let envelope = Envelope::of_unreadable(made_id(partition, offset), now, value);
                 return self.refuse_record(id, offset, envelope, &failure);
             }
         };
@@ -280,16 +279,18 @@ impl Worker {
 
 /// A record of another producer may be larger than any task, and than what a dead letter has room for.
 fn as_much_as_a_letter_takes(partition: &Partition, offset: u64, value: bytes::Bytes) -> bytes::Bytes {
-    if value.len() <= MAX_REFUSED_BYTES {
+    let is_json = || serde_json::from_slice::<&serde_json::value::RawValue>(&value).is_ok();
+    if value.len() <= letter::MAX_NOT_JSON || value.len() <= letter::MAX_TASK && is_json() {
         return value;
     }
     tracing::warn!(
         partition = %partition,
         offset,
-        "Of the {} bytes of record {offset} of {partition}, which is no task, its dead letter has {MAX_REFUSED_BYTES}",
-        value.len()
+        "Of the {} bytes of record {offset} of {partition}, which is no task, its dead letter has {}",
+        value.len(),
+        letter::MAX_NOT_JSON
     );
-    value.slice(..MAX_REFUSED_BYTES)
+    value.slice(..letter::MAX_NOT_JSON)
 }
 
 /// When a record was accepted that does not say so: as its log says, which is the same each time it is read, or now. A

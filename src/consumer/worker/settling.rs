@@ -13,7 +13,7 @@ use crate::{
         windows::WindowId,
     },
     faults,
-    log::{CommitError, TableError},
+    log::{CommitError, Loss, TableError},
     queue::recent::Settled,
     retry::{Failure, ReasonClass},
     task::Outcome,
@@ -273,7 +273,7 @@ impl Worker {
                 }
             }
             // Another owner has it, though that was not said yet.
-            Err(CommitError::EpochOver) => self.lose_window(id),
+            Err(CommitError::EpochOver) => self.lose_window(id, Loss::ToAnother),
             Err(error) => {
                 window.unsealed();
                 window.committing = true;

@@ -22,6 +22,7 @@ use kafka_protocol::{
 };
 
 use super::{
+    committed::{Committed, TopicId},
     config::Config,
     security::Security,
     wire::{Address, Call, Connection, Dialer, WireError},
@@ -29,7 +30,7 @@ use super::{
 
 mod findings;
 
-pub(super) use self::findings::unreachable;
+pub(super) use self::findings::unasked;
 pub use self::findings::{Finding, FindingCode};
 
 /// What Kafka takes for a topic where nobody says otherwise.
@@ -53,24 +54,41 @@ pub enum AdminError {
     Wire(#[from] WireError),
     #[error("{what}: {reason}")]
     Refused { what: String, reason: String, transient: bool },
+    /// The user lacks a permission.
+    #[error("{resource}: {reason}; allow {operation} on it")]
+    Forbidden { resource: String, operation: &'static str, reason: String },
 }
 
 impl AdminError {
     /// Whether only a change of a configuration ends it.
     pub fn is_permanent(&self) -> bool {
         match self {
-            Self::NoBrokers => true,
+            Self::NoBrokers | Self::Forbidden { .. } => true,
             Self::Wire(error) => error.is_permanent(),
             Self::Refused { transient, .. } => !transient,
         }
     }
 
-    fn refused(what: impl Into<String>, error: ResponseError, detail: Option<&str>) -> Self {
+    /// What a broker answered of a resource, which it takes the permission of `operation` to ask for.
+    fn refused(
+        resource: impl Into<String>,
+        operation: &'static str,
+        error: ResponseError,
+        detail: Option<&str>,
+    ) -> Self {
         let reason = match detail {
             Some(detail) if !detail.is_empty() => format!("{error}: {detail}"),
             _ => error.to_string(),
         };
-        Self::Refused { what: what.into(), reason, transient: error.is_retriable() }
+        match error {
+            ResponseError::TopicAuthorizationFailed | ResponseError::GroupAuthorizationFailed => {
+                Self::Forbidden { resource: resource.into(), operation, reason }
+            }
+            ResponseError::ClusterAuthorizationFailed => {
+                Self::Forbidden { resource: "the cluster".to_owned(), operation, reason }
+            }
+            _ => Self::Refused { what: resource.into(), reason, transient: error.is_retriable() },
+        }
     }
 }
 
@@ -82,6 +100,8 @@ pub(super) struct Cluster {
     controller: i32,
     /// Only topics that exist.
     pub(super) topics: BTreeMap<String, BTreeMap<i32, Replicas>>,
+    /// Of those, where brokers tell.
+    pub(super) ids: HashMap<String, TopicId>,
 }
 
 /// Where a partition is.
@@ -102,6 +122,17 @@ pub(super) enum TopicKind {
     Table,
 }
 
+impl TopicKind {
+    /// Bytes that a topic must take at once: of its largest record, as a batch.
+    fn needed_bytes(self, config: &Config) -> usize {
+        let record = match self {
+            Self::Tasks => config.max_record_bytes,
+            Self::Table => config.max_value_bytes(),
+        };
+        record + BATCH_OVERHEAD_BYTES
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct NewTopic {
     pub(super) name: Arc<str>,
@@ -116,13 +147,6 @@ pub(super) struct Inspection {
     pub(super) topics: Vec<Arc<str>>,
     /// The worst first; of topics that are missing, too.
     pub(super) findings: Vec<Finding>,
-}
-
-/// An offset that a group has stored, and the words beside it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Committed {
-    pub(super) offset: i64,
-    pub(super) metadata: String,
 }
 
 /// Which offset of a partition is asked for.
@@ -196,11 +220,12 @@ impl Admin {
             };
             match ResponseError::try_from_code(topic.error_code) {
                 None => {
+                    cluster.ids.extend(TopicId::new(topic.topic_id.into_bytes()).map(|id| (name.clone(), id)));
                     cluster.topics.insert(name, replicas(&topic));
                 }
                 // It does not exist, or not everywhere yet.
                 Some(ResponseError::UnknownTopicOrPartition | ResponseError::LeaderNotAvailable) => {}
-                Some(error) => return Err(AdminError::refused(format!("topic {name}"), error, None)),
+                Some(error) => return Err(AdminError::refused(format!("topic {name}"), "Describe", error, None)),
             }
         }
         self.known = cluster.brokers.values().cloned().collect();
@@ -214,7 +239,7 @@ impl Admin {
         let answer = self.ask_any(&request).await?;
         if let Some(error) = ResponseError::try_from_code(answer.error_code) {
             let what = format!("group {}", self.config.group);
-            return Err(AdminError::refused(what, error, answer.error_message.as_deref()));
+            return Err(AdminError::refused(what, "Read", error, answer.error_message.as_deref()));
         }
         Ok(Address { host: answer.host.to_string(), port: u16::try_from(answer.port).unwrap_or(0) })
     }
@@ -236,7 +261,7 @@ impl Admin {
                 None | Some(ResponseError::TopicAlreadyExists) => {}
                 Some(error) => {
                     let what = format!("topic {} cannot be made", topic.name.as_str());
-                    return Err(AdminError::refused(what, error, topic.error_message.as_deref()));
+                    return Err(AdminError::refused(what, "Create", error, topic.error_message.as_deref()));
                 }
             }
         }
@@ -246,7 +271,7 @@ impl Admin {
     fn creatable(&self, topic: &NewTopic, replication: i16) -> CreatableTopic {
         let min_insync = self.config.min_insync.min(replication - 1).max(1);
         let retention = self.config.retention.as_millis().to_string();
-        let message_bytes = DEFAULT_MAX_MESSAGE_BYTES.max(self.config.max_record_bytes + BATCH_OVERHEAD_BYTES);
+        let message_bytes = DEFAULT_MAX_MESSAGE_BYTES.max(topic.kind.needed_bytes(&self.config));
         let mut configs = vec![
             ("min.insync.replicas", min_insync.to_string()),
             ("unclean.leader.election.enable", "false".to_owned()),
@@ -339,7 +364,7 @@ impl Admin {
         match ResponseError::try_from_code(group.error_code) {
             None => Ok(Some(group)),
             Some(ResponseError::GroupIdNotFound) => Ok(None),
-            Some(error) => Err(AdminError::refused(format!("group {}", self.config.group), error, None)),
+            Some(error) => Err(AdminError::refused(format!("group {}", self.config.group), "Read", error, None)),
         }
     }
 
@@ -393,13 +418,13 @@ impl Admin {
         from: u64,
         max_bytes: i32,
     ) -> Result<bytes::Bytes, AdminError> {
-        let what = || format!("{topic}/{partition}");
+        let what = || format!("topic {topic}, partition {partition}");
         let index = i32::try_from(partition).expect("Kafka counts partitions in 31 bits");
         let cluster = self.cluster(std::slice::from_ref(topic)).await?;
         let replicas = cluster.topics.get(&**topic).and_then(|partitions| partitions.get(&index));
         let leader = replicas.and_then(|replicas| cluster.brokers.get(&replicas.leader?)).cloned();
         let Some(leader) = leader else {
-            return Err(AdminError::refused(what(), ResponseError::LeaderNotAvailable, None));
+            return Err(AdminError::refused(what(), "Read", ResponseError::LeaderNotAvailable, None));
         };
         let asked = FetchPartition::default()
             .with_partition(index)
@@ -418,14 +443,15 @@ impl Admin {
             Some(told) => ResponseError::try_from_code(told.error_code),
         };
         match error {
-            Some(error) => Err(AdminError::refused(what(), error, None)),
+            Some(error) => Err(AdminError::refused(what(), "Read", error, None)),
             None => Ok(told.and_then(|told| told.records).unwrap_or_default()),
         }
     }
 
-    /// What the configured group has stored, whoever owns it; none where it has stored nothing.
+    /// What the configured group has stored, whoever owns it; none where it has stored nothing for this topic.
     pub(super) async fn committed(
         &mut self,
+        cluster: &Cluster,
         wanted: &[(Arc<str>, u32)],
     ) -> Result<ByPlace<Option<Committed>>, AdminError> {
         let coordinator = self.coordinator().await?;
@@ -440,20 +466,18 @@ impl Admin {
             OffsetFetchRequest::default().with_group_id(group_id(&self.config)).with_topics(Some(topics.collect()));
         let answer = self.ask(&coordinator, &request, self.config.request_timeout).await?;
         if let Some(error) = ResponseError::try_from_code(answer.error_code) {
-            return Err(AdminError::refused(format!("group {}", self.config.group), error, None));
+            return Err(AdminError::refused(format!("group {}", self.config.group), "Read", error, None));
         }
         let mut stored = BTreeMap::new();
         for topic in answer.topics {
             let name: Arc<str> = topic.name.as_str().into();
             for partition in topic.partitions {
                 if let Some(error) = ResponseError::try_from_code(partition.error_code) {
-                    return Err(AdminError::refused(format!("{name}/{}", partition.partition_index), error, None));
+                    return Err(AdminError::refused(format!("topic {name}"), "Describe", error, None));
                 }
                 let Ok(index) = u32::try_from(partition.partition_index) else { continue };
-                let committed = (partition.committed_offset >= 0).then(|| Committed {
-                    offset: partition.committed_offset,
-                    metadata: partition.metadata.map(|metadata| metadata.to_string()).unwrap_or_default(),
-                });
+                let words = partition.metadata.as_ref().map_or("", |metadata| metadata.as_str());
+                let committed = Committed::read(partition.committed_offset, words, cluster.ids.get(&*name).copied());
                 stored.insert((name.clone(), index), committed);
             }
         }

@@ -7,7 +7,8 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     Inner,
-    admin::{Admin, AdminError, ByPlace, Committed, Told, Which},
+    admin::{Admin, AdminError, ByPlace, Told, Which},
+    committed::Committed,
     config::Beginning,
     depths::Place,
     group::Group,
@@ -106,8 +107,8 @@ impl Inner {
                     tracing::error!(
                         kafka.topic = &**topic,
                         kafka.partition = partition,
-                        "Partition {topic}/{partition} has no committed offset, and tasks older than once.marker_ttl, \
-                         which may have run: it is held (no_checkpoint) until kafka.no_checkpoint says `earliest` or \
+                        "Partition {topic}/{partition} has no committed offset of its own, and tasks older than \
+                         once.marker_ttl, which may have run: it is held (no_checkpoint) until kafka.no_checkpoint says `earliest` or \
                          `latest`, or an offset is committed while no sidecar runs"
                     );
                 }
@@ -119,7 +120,7 @@ impl Inner {
             kafka.topic = &**topic,
             kafka.partition = partition,
             skipped = told - bounds.start,
-            "Partition {topic}/{partition} has no committed offset and is read from offset {told} on, as \
+            "Partition {topic}/{partition} has no committed offset of its own and is read from offset {told} on, as \
              kafka.no_checkpoint says: {} older records are passed over",
             told - bounds.start
         );

@@ -55,6 +55,9 @@ pub struct Config {
     pub sasl: Option<Sasl>,
 }
 
+/// The largest record: a task and its headers.
+pub const MAX_RECORD_BYTES: usize = 512 * 1024;
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -78,10 +81,20 @@ impl Default for Config {
             marker_life: Duration::from_secs(24 * 60 * 60),
             beginning: Beginning::Hold,
             stuck_after: Duration::from_secs(20),
-            max_record_bytes: 512 * 1024,
+            max_record_bytes: MAX_RECORD_BYTES,
             tls: None,
             sasl: None,
         }
+    }
+}
+
+/// What a value of a table may have beside a record that it keeps.
+pub const BESIDE_RECORD_BYTES: usize = 128 * 1024;
+
+impl Config {
+    /// The largest value of a table: it may keep a whole record, and what is to be said of it.
+    pub fn max_value_bytes(&self) -> usize {
+        self.max_record_bytes + BESIDE_RECORD_BYTES
     }
 }
 

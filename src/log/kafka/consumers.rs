@@ -12,10 +12,9 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
 };
 
-use base64::{Engine, prelude::BASE64_STANDARD};
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinHandle, JoinSet},
@@ -23,14 +22,14 @@ use tokio::{
 
 use super::{
     Inner,
-    admin::Committed,
     beginning::BEGUN,
+    committed::Committed,
     fetcher::Fetcher,
     group::{Event, Group, GroupTopic, Standing},
     queue_of,
     turns::{self, Heard, Teller},
 };
-use crate::log::{Assigned, Assignment, Checkpoint, Epoch, Lease, Partition, QueueName};
+use crate::log::{Assigned, Assignment, Checkpoint, Epoch, Lease, Loss, Partition, QueueName};
 
 /// Assignments that a worker has not taken.
 const QUEUED: usize = 16;
@@ -186,7 +185,7 @@ impl Inner {
             state.held.drain().map(|(partition, _)| partition).collect()
         };
         for partition in lost {
-            self.tell(Assignment::Lost { partition }).await;
+            self.tell(Assignment::Lost { partition, loss: Loss::ToAnother }).await;
         }
     }
 
@@ -194,19 +193,34 @@ impl Inner {
         let queue = match &assignment {
             Assignment::Assigned(Assigned { partition, .. })
             | Assignment::Revoking { partition, .. }
-            | Assignment::Lost { partition } => &partition.queue,
+            | Assignment::Lost { partition, .. } => &partition.queue,
         };
         let telling = {
             let mut state = self.consumers.state();
             match (state.listeners.iter().find(|listener| listener.queues.contains(queue)), assignment) {
                 (Some(listener), assignment) => listener.assignments.tell(assignment),
                 (None, Assignment::Assigned(assigned)) => return state.parked.push(assigned),
-                (None, Assignment::Revoking { partition, .. } | Assignment::Lost { partition }) => {
+                (None, Assignment::Revoking { partition, .. } | Assignment::Lost { partition, .. }) => {
                     return state.parked.retain(|assigned| assigned.partition != partition);
                 }
             }
         };
         telling.await;
+    }
+
+    /// The records that a partition had are gone.
+    fn note_gone(&self, topic: &Arc<str>, partition: i32) {
+        let Ok(partition) = u32::try_from(partition) else { return };
+        let extent = self.source.depths.forget(&(topic.clone(), partition));
+        let lost = extent.end.saturating_sub(extent.finished);
+        self.source.lost.fetch_add(lost, Ordering::Relaxed);
+        tracing::warn!(
+            kafka.topic = &**topic,
+            kafka.partition = partition,
+            lost,
+            "Partition {topic}/{partition} is not the one any more that was read here: its topic was deleted or made \
+             anew, or it was cut. {lost} records above its committed offset went with it; it is read from its beginning"
+        );
     }
 
     /// What an event of the group means to the consumer.
@@ -224,7 +238,10 @@ impl Inner {
                 if let Some(from) = from {
                     self.source.depths.note_finished(&topic, partition.index, from);
                 }
-                let reader = Box::new(Fetcher::new(self.source.clone(), (topic.clone(), partition.index), from));
+                let reader = Fetcher::new(self.source.clone(), (topic.clone(), partition.index), from);
+                let (told, topic_told) = (group.clone(), topic.clone());
+                let reader =
+                    Box::new(reader.with_doubts(move |doubt| told.doubt(&topic_told, index, epoch_in_group, doubt)));
                 let mut state = self.consumers.state();
                 state.last_epoch += 1;
                 let epoch = Epoch(state.last_epoch);
@@ -235,10 +252,10 @@ impl Inner {
             Event::Revoking { topic, partition: index, done } => {
                 Some(Assignment::Revoking { partition: partition(&topic, index)?, done })
             }
-            Event::Lost { topic, partition: index } => {
+            Event::Lost { topic, partition: index, loss } => {
                 let partition = partition(&topic, index)?;
                 self.consumers.state().held.remove(&partition);
-                Some(Assignment::Lost { partition })
+                Some(Assignment::Lost { partition, loss })
             }
         }
     }
@@ -256,7 +273,11 @@ async fn dispatch(inner: Arc<Inner>, group: Arc<Group>, mut events: mpsc::Receiv
                 Some(begun) = beginnings.running.join_next() => Some(Next::Begun(begun.ok())),
             }
         };
-        let event = match closing.run_until_cancelled(happened).await {
+        let happened = closing.run_until_cancelled(happened).await;
+        if let Some(Some(Next::Event(Event::Lost { topic, partition, loss: Loss::OfRecords }))) = &happened {
+            inner.note_gone(topic, *partition);
+        }
+        let event = match happened {
             Some(Some(Next::Unbegun { topic, partition, epoch, lease })) => {
                 let begin = begin(inner.clone(), group.clone(), topic.clone(), partition, epoch, lease);
                 let handle = beginnings.running.spawn(begin);
@@ -268,9 +289,9 @@ async fn dispatch(inner: Arc<Inner>, group: Arc<Group>, mut events: mpsc::Receiv
                 None => continue,
             },
             // Nobody has heard of it yet.
-            Some(Some(Next::Event(Event::Revoking { topic, partition, .. } | Event::Lost { topic, partition })))
-                if beginnings.give_up(&inner, &topic, partition) =>
-            {
+            Some(Some(Next::Event(
+                Event::Revoking { topic, partition, .. } | Event::Lost { topic, partition, .. },
+            ))) if beginnings.give_up(&inner, &topic, partition) => {
                 continue;
             }
             Some(Some(Next::Event(event))) => event,
@@ -369,12 +390,12 @@ async fn watch(inner: Arc<Inner>, group: Arc<Group>) {
 /// What was committed. Whoever resets a group's offsets by hand commits no words beside them: then nothing above the
 /// watermark is known to be finished.
 fn checkpoint_of(partition: &Partition, committed: Committed) -> Checkpoint {
-    let Committed { offset, metadata } = committed;
-    let state = BASE64_STANDARD.decode(&metadata).unwrap_or_else(|_| {
+    let is_without_words = committed.metadata.is_empty();
+    let checkpoint = committed.into_checkpoint();
+    if checkpoint.state.is_empty() && !is_without_words {
         tracing::warn!("What was committed beside the offset of {partition} is not ours: only the offset is taken");
-        Vec::new()
-    });
-    Checkpoint { watermark: u64::try_from(offset).unwrap_or(0), state: state.into() }
+    }
+    checkpoint
 }
 
 #[cfg(test)]

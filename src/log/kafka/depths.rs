@@ -6,6 +6,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
+use super::committed::TopicId;
+
 /// A partition of a topic.
 pub(super) type Place = (Arc<str>, u32);
 
@@ -21,6 +23,17 @@ pub(super) struct Extent {
     pub(super) owner: Option<Arc<str>>,
     /// Why nothing of it is read, where that takes a person.
     pub(super) held_by: Option<&'static str>,
+    /// Of the topic that was told of.
+    topic_id: Option<TopicId>,
+}
+
+/// What was told of a partition.
+pub(super) struct Seen {
+    pub(super) end: u64,
+    /// None where it is known better here.
+    pub(super) finished: Option<u64>,
+    pub(super) owner: Option<Arc<str>>,
+    pub(super) topic_id: Option<TopicId>,
 }
 
 impl Depths {
@@ -39,13 +52,29 @@ impl Depths {
         extent.end = extent.end.max(finished);
     }
 
-    /// What was told of a partition. `finished` where nobody here knows better.
-    pub(super) fn note_seen(&self, place: Place, end: u64, finished: Option<u64>, owner: Option<Arc<str>>) {
+    /// Takes what was told of a partition. One of another topic of the same name begins anew.
+    pub(super) fn note_seen(&self, place: Place, seen: Seen) {
+        let Seen { end, finished, owner, topic_id } = seen;
         let mut depths = self.lock();
         let extent = depths.entry(place).or_default();
+        // Where it is known better, so is that.
+        if finished.is_some() && TopicId::differs(extent.topic_id, topic_id) {
+            *extent = Extent::default();
+        }
         extent.finished = finished.unwrap_or(extent.finished);
         extent.end = extent.end.max(end).max(extent.finished);
         extent.owner = owner;
+        extent.topic_id = topic_id;
+    }
+
+    /// Keeps the partitions that exist.
+    pub(super) fn retain(&self, exists: impl Fn(&Place) -> bool) {
+        self.lock().retain(|place, _| exists(place));
+    }
+
+    /// The partition is no more, or has other records. Answers how it was.
+    pub(super) fn forget(&self, place: &Place) -> Extent {
+        self.lock().remove(place).unwrap_or_default()
     }
 
     /// Nothing of the partition is read, for that reason; none when it is. Answers whether that is new.

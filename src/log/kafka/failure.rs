@@ -4,7 +4,7 @@ use std::fmt;
 
 use rskafka::{
     BackoffError,
-    client::error::{Error, ProtocolError, RequestError},
+    client::error::{Error, ProtocolError, RequestContext, RequestError},
 };
 
 /// Why a call did not succeed.
@@ -110,6 +110,15 @@ impl fmt::Display for Failure {
 /// Without the words that the client wraps around it.
 fn display(error: &Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     match error {
+        Error::ServerError { protocol_error: error @ ProtocolError::TopicAuthorizationFailed, request, .. } => {
+            let (operation, topic) = match request {
+                RequestContext::Fetch { topic_name, .. } => ("Read", topic_name),
+                RequestContext::Partition(topic, _) => ("Write", topic),
+                RequestContext::Topic(topic) => ("Describe", topic),
+                _ => return write!(f, "the broker answered: {error}"),
+            };
+            write!(f, "the broker answered: {error}; allow {operation} on topic {topic}")
+        }
         Error::ServerError { protocol_error, .. } => write!(f, "the broker answered: {protocol_error}"),
         Error::RetryFailed(BackoffError::DeadlineExceded { source, .. }) => match source.downcast_ref::<Error>() {
             Some(error) => display(error, f),

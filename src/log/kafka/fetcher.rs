@@ -24,6 +24,7 @@ use super::{
     connector::{Connector, Leader, offset},
     depths::{Depths, Place},
     failure::{Cause, Failure},
+    group::Doubt,
     record::from_kafka,
 };
 use crate::log::{Entry, ReadError, Reader};
@@ -34,6 +35,8 @@ const FETCH_BYTES: usize = 256 << 10;
 const FEW_BYTES: usize = 1;
 /// How long a broker waits for a record before it answers that there is none.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// So often in a row a partition has to end before what was read of it.
+const CERTAIN: u32 = 2;
 /// How long the last look may take after the log was closed.
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
@@ -63,6 +66,8 @@ pub(super) struct Fetcher {
     fetching: Option<BoxFuture<'static, (Cursor, Fetched)>>,
     /// Fetched, and over the caller's bound.
     held: VecDeque<Entry>,
+    /// Hears of what the assignment may be wrong about.
+    doubts: Option<Box<dyn Fn(Doubt) + Send>>,
 }
 
 /// Where reading goes on, and over which connection.
@@ -71,15 +76,20 @@ struct Cursor {
     leader: Option<Leader>,
     /// None before the first fetch of a partition that is read from its beginning.
     next: Option<u64>,
-    /// The partition ended before `next`, and the log says so.
-    is_beyond_end: bool,
+    /// How often in a row the partition ended before `next`.
+    beyond_end: u32,
 }
 
 impl Fetcher {
     /// Reads from an offset on, or from the oldest record that there is.
     pub(super) fn new(source: Source, place: Place, from: Option<u64>) -> Self {
         let cursor = Cursor { next: from, ..Cursor::default() };
-        Self { source, place, cursor, fetching: None, held: VecDeque::new() }
+        Self { source, place, cursor, fetching: None, held: VecDeque::new(), doubts: None }
+    }
+
+    /// Tells what it finds out about the assignment.
+    pub(super) fn with_doubts(self, doubts: impl Fn(Doubt) + Send + 'static) -> Self {
+        Self { doubts: Some(Box::new(doubts)), ..self }
     }
 
     async fn read(&mut self, max_bytes: usize) -> Result<Vec<Entry>, ReadError> {
@@ -116,6 +126,13 @@ impl Fetcher {
         let (cursor, fetched) = fetching.await;
         self.fetching = None;
         self.cursor = cursor;
+        if let (Some(doubts), Err(failure)) = (&self.doubts, &fetched) {
+            match failure.cause() {
+                Cause::Unknown => doubts(Doubt::Missing),
+                Cause::OutOfRange if self.cursor.beyond_end >= CERTAIN => doubts(Doubt::Cut),
+                _ => {}
+            }
+        }
         fetched
     }
 
@@ -199,14 +216,14 @@ async fn fetch(source: &Source, place: &Place, leader: &Leader, cursor: &mut Cur
             return fetch_odd(source, place, from, &mut cursor.next, &failure).await;
         }
         Err(failure) if failure.cause() == Cause::OutOfRange => {
-            let said = &mut cursor.is_beyond_end;
-            cursor.next = Some(oldest(source, place, leader, from, failure, said).await?);
+            let beyond_end = &mut cursor.beyond_end;
+            cursor.next = Some(oldest(source, place, leader, from, failure, beyond_end).await?);
             return Ok(Vec::new());
         }
         look => look?,
     };
     source.depths.note_end(&place.0, place.1, look.end);
-    cursor.is_beyond_end = false;
+    cursor.beyond_end = 0;
     cursor.next = Some(look.next);
     Ok(look.records.into_iter().map(from_kafka).collect())
 }
@@ -283,19 +300,20 @@ async fn oldest(
     leader: &Leader,
     from: u64,
     failure: Failure,
-    said: &mut bool,
+    beyond_end: &mut u32,
 ) -> Result<u64, Failure> {
     let (topic, partition) = place;
     let oldest = leader.earliest(Instant::now() + source.patience).await?;
     if oldest <= from {
         // Beyond the end. A leader that was elected lately may not have heard of its own last records yet. Else the
         // cluster has lost some, and others got their offsets: whoever takes them for finished would lose these too.
-        if !std::mem::replace(said, true) {
+        *beyond_end += 1;
+        if *beyond_end == CERTAIN {
             tracing::error!(
                 kafka.topic = &**topic,
                 kafka.partition = partition,
                 "Partition {topic}/{partition} ends before offset {from}, up to which it was read: it has lost records, \
-                 or the topic was made anew; the group's offset must be reset"
+                 or the topic was made anew"
             );
         }
         return Err(failure);

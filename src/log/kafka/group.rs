@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{config::Config, security::Security};
-use crate::log::{CommitError, Epoch, Lease};
+use super::{MAX_METADATA_CHARS, committed::ID_CHARS, config::Config, security::Security};
+use crate::log::{CommitError, Epoch, Lease, Loss};
 
 mod assignor;
 mod commits;
@@ -23,12 +23,15 @@ mod task;
 mod tests;
 
 pub(super) use self::member::Standing;
-pub(super) use super::admin::Committed;
+pub(super) use super::committed::{Committed, TopicId};
 
 /// Events that the consumer has not taken.
 const QUEUED_EVENTS: usize = 64;
 /// Commits that the task has not taken.
 const QUEUED_COMMANDS: usize = 64;
+
+/// Characters of what is committed beside an offset.
+pub(super) const MAX_WORDS: usize = MAX_METADATA_CHARS - ID_CHARS;
 
 /// A topic to have partitions of.
 #[derive(Clone, Debug)]
@@ -73,7 +76,17 @@ pub(super) enum Event {
     Lost {
         topic: Arc<str>,
         partition: i32,
+        loss: Loss,
     },
+}
+
+/// What a reader found out about a partition that it was assigned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Doubt {
+    /// There is no such topic, at the broker that was asked.
+    Missing,
+    /// It ends before what was read of it, so that what was committed says nothing about it.
+    Cut,
 }
 
 /// What the task is asked.
@@ -84,6 +97,11 @@ enum Command {
         offset: i64,
         metadata: String,
         answer: oneshot::Sender<Result<(), CommitError>>,
+    },
+    Doubt {
+        partition: TopicPartition,
+        epoch: Epoch,
+        doubt: Doubt,
     },
     Leave,
 }
@@ -109,7 +127,7 @@ impl Group {
         (Self { commands, standing }, received)
     }
 
-    /// Commits an offset with words of at most 4,096 characters. Waits through a rebalance, but no longer than the
+    /// Commits an offset with words of at most [`MAX_WORDS`] characters. Waits through a rebalance, but no longer than the
     /// session timeout and one request.
     ///
     /// # Cancellation
@@ -128,6 +146,12 @@ impl Group {
         let command = Command::Commit { partition, epoch, offset, metadata, answer };
         self.commands.send(command).await.map_err(|_| CommitError::Closed)?;
         answered.await.unwrap_or(Err(CommitError::Closed))
+    }
+
+    /// Tells that the records of a partition may not be those that were assigned. Whoever is not heard tells it again.
+    pub(super) fn doubt(&self, topic: &Arc<str>, partition: i32, epoch: Epoch, doubt: Doubt) {
+        let partition = TopicPartition { topic: topic.clone(), partition };
+        let _ = self.commands.try_send(Command::Doubt { partition, epoch, doubt });
     }
 
     /// Where this member stands, now and from now on.

@@ -92,12 +92,11 @@ impl Producer {
         Self { shared }
     }
 
-    /// Takes room for records to wait in.
-    pub(super) fn reserve(&self, records: &[Outgoing]) -> Result<Room, AppendError> {
+    /// Takes room for records, of at most `limit` bytes each, to wait in.
+    pub(super) fn reserve(&self, records: &[Outgoing], limit: usize) -> Result<Room, AppendError> {
         if self.shared.closing.is_cancelled() {
             return Err(AppendError::Closed);
         }
-        let limit = self.shared.config.max_record_bytes;
         if let Some(bytes) = records.iter().map(Outgoing::wire_size).find(|size| *size > limit) {
             return Err(AppendError::TooLarge { bytes, limit });
         }

@@ -53,7 +53,7 @@ impl KafkaTable {
         let inner = &self.inner;
         let deadline = Instant::now() + inner.config.produce_timeout;
         let records = vec![Outgoing { key, headers: Headers::default(), value }];
-        let room = inner.producer.reserve(&records)?;
+        let room = inner.producer.reserve(&records, inner.config.max_value_bytes())?;
         if inner.producer.partitions(&self.topic).is_none() && inner.config.create_topics {
             let make = async {
                 let topic = NewTopic { name: self.topic.clone(), kind: TopicKind::Table, partitions: 1 };

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     Inner, LANES,
     admin::{Admin, AdminError, ByPlace, TopicKind, Which},
+    depths::Seen,
     group, queue_of, table,
 };
 use crate::log::{Partition, QueueName};
@@ -78,11 +79,17 @@ impl Inner {
             partitions.filter_map(|index| Some((name.clone(), u32::try_from(*index).ok()?))).collect::<Vec<_>>()
         };
         let places: Vec<(Arc<str>, u32)> = names.iter().flat_map(of_topic).collect();
+        // Of what is held here more is known.
+        let is_held = |place: &(Arc<str>, u32)| {
+            let queue = queue_of(&self.config.topic, &place.0);
+            queue.is_some_and(|queue| self.consumers.holds(&Partition { queue, index: place.1 }))
+        };
+        self.source.depths.retain(|place| cluster.topics.contains_key(&*place.0) || is_held(place));
         if places.is_empty() {
             return Ok(());
         }
         // Before the ends: what is finished meanwhile must not seem to lie behind the end.
-        let committed = unless_forbidden(admin.committed(&places).await)?;
+        let committed = unless_forbidden(admin.committed(&cluster, &places).await)?;
         let new: Vec<_> =
             committed.iter().filter(|(_, stored)| stored.is_none()).map(|(place, _)| place.clone()).collect();
         let starts = admin.offsets(&cluster, Which::Start, &new).await?;
@@ -95,10 +102,9 @@ impl Inner {
                 None => None,
             };
             let owner = owners.get(&place).cloned();
-            // Of what is held here more is known.
-            let is_held = queue_of(&self.config.topic, &place.0)
-                .is_some_and(|queue| self.consumers.holds(&Partition { queue, index: place.1 }));
-            self.source.depths.note_seen(place, end.offset, finished.filter(|_| !is_held), owner);
+            let finished = finished.filter(|_| !is_held(&place));
+            let topic_id = cluster.ids.get(&*place.0).copied();
+            self.source.depths.note_seen(place, Seen { end: end.offset, finished, owner, topic_id });
         }
         Ok(())
     }

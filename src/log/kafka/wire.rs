@@ -1,6 +1,7 @@
 //! One connection of our own to one broker, for what rskafka does not do: group membership, offsets and
 //! administration. One question at a time, each in one fixed version and with a deadline; the broker's versions are
-//! checked when the connection is made, because it closes the connection at one that it does not know.
+//! checked when the connection is made, because it closes the connection at one that it does not know. One question has
+//! a newer version too, in which brokers that know it tell more.
 //!
 //! ```text
 //! frame:  | length i32 | header | body |      sent in one piece, without Nagle's delay
@@ -51,31 +52,38 @@ pub(super) trait Call: Encodable + HeaderVersion {
     const NAME: &str;
     const KEY: i16;
     const VERSION: i16;
+    /// Spoken instead with brokers that know it.
+    const NEWER: Option<i16>;
     type Answer: Decodable + HeaderVersion;
 }
 
 macro_rules! calls {
-    ($($request:ident -> $answer:ident, $key:literal, $version:literal;)*) => {
+    ($($request:ident -> $answer:ident, $key:literal, $version:literal $(or $newer:literal)?;)*) => {
         $(
             impl Call for $request {
                 const NAME: &str = stringify!($request);
                 const KEY: i16 = $key;
                 const VERSION: i16 = $version;
+                const NEWER: Option<i16> = [$(Some($newer),)? None][0];
                 type Answer = $answer;
             }
         )*
 
         /// Everything that may be asked, as name, key and version.
         const CALLS: &[(&str, i16, i16)] = &[$((stringify!($request), $key, $version)),*];
+
+        /// What is asked in a newer version where that is known, as key and version.
+        const NEWER_CALLS: &[(i16, i16)] = &[$($(($key, $newer),)?)*];
     };
 }
 
-// Versions that Kafka 2.4 to 4.x, MSK and Redpanda all know, and none of the flexible ones.
+// Versions that Kafka 2.4 to 4.x, MSK and Redpanda all know, and none of the flexible ones; those behind `or` are.
 calls! {
     // The oldest one that brings batches in zstd.
     FetchRequest -> FetchResponse, 1, 10;
     ListOffsetsRequest -> ListOffsetsResponse, 2, 2;
-    MetadataRequest -> MetadataResponse, 3, 7;
+    // The newer one tells the ids of topics.
+    MetadataRequest -> MetadataResponse, 3, 7 or 10;
     OffsetCommitRequest -> OffsetCommitResponse, 8, 7;
     OffsetFetchRequest -> OffsetFetchResponse, 9, 5;
     FindCoordinatorRequest -> FindCoordinatorResponse, 10, 2;
@@ -217,6 +225,7 @@ impl Dialer {
             in_step: true,
             stage: Stage::Greeting,
             unknown: Vec::new(),
+            newer: Vec::new(),
         };
         connection.check_versions(self.connect_timeout).await?;
         match self.security.login() {
@@ -268,6 +277,8 @@ pub(super) struct Connection {
     stage: Stage,
     /// Questions that the broker does not list: it would hang up.
     unknown: Vec<i16>,
+    /// Questions that it knows in their newer version.
+    newer: Vec<i16>,
 }
 
 impl Connection {
@@ -307,19 +318,23 @@ impl Connection {
     fn frame<C: Call>(&self, request: &C) -> Result<Bytes, WireError> {
         let header = RequestHeader::default()
             .with_request_api_key(C::KEY)
-            .with_request_api_version(C::VERSION)
+            .with_request_api_version(self.version::<C>())
             .with_correlation_id(self.last_id)
             .with_client_id(Some(self.client_id.clone()));
         let mut frame = BytesMut::with_capacity(512);
         frame.put_i32(0);
         header
-            .encode(&mut frame, C::header_version(C::VERSION))
-            .and_then(|()| request.encode(&mut frame, C::VERSION))
+            .encode(&mut frame, C::header_version(self.version::<C>()))
+            .and_then(|()| request.encode(&mut frame, self.version::<C>()))
             .map_err(|error| self.malformed(C::NAME, format!("it cannot be asked: {error}")))?;
         let length = i32::try_from(frame.len() - 4)
             .map_err(|_| self.malformed(C::NAME, "the question is too long".to_owned()))?;
         frame[..4].copy_from_slice(&length.to_be_bytes());
         Ok(frame.freeze())
+    }
+
+    fn version<C: Call>(&self) -> i16 {
+        C::NEWER.filter(|_| self.newer.contains(&C::KEY)).unwrap_or(C::VERSION)
     }
 
     async fn read_frame(&mut self) -> io::Result<Bytes> {
@@ -336,13 +351,14 @@ impl Connection {
     }
 
     fn decode<C: Call>(&self, mut answer: Bytes) -> Result<C::Answer, WireError> {
-        let header = ResponseHeader::decode(&mut answer, C::Answer::header_version(C::VERSION))
+        let version = self.version::<C>();
+        let header = ResponseHeader::decode(&mut answer, C::Answer::header_version(version))
             .map_err(|error| self.malformed(C::NAME, error.to_string()))?;
         if header.correlation_id != self.last_id {
             return Err(self.malformed(C::NAME, "it answers another question".to_owned()));
         }
         let body =
-            C::Answer::decode(&mut answer, C::VERSION).map_err(|error| self.malformed(C::NAME, error.to_string()))?;
+            C::Answer::decode(&mut answer, version).map_err(|error| self.malformed(C::NAME, error.to_string()))?;
         if answer.has_remaining() {
             return Err(self.malformed(C::NAME, format!("{} bytes too many", answer.remaining())));
         }
@@ -364,6 +380,12 @@ impl Connection {
                 return Err(WireError::Version { broker: self.broker.clone(), call, version, min, max });
             }
         }
+        let is_known = |key: i16, version: i16| {
+            let known = answer.api_keys.iter().find(|known| known.api_key == key);
+            known.is_some_and(|known| (known.min_version..=known.max_version).contains(&version))
+        };
+        self.newer =
+            NEWER_CALLS.iter().filter(|(key, version)| is_known(*key, *version)).map(|(key, _)| *key).collect();
         Ok(())
     }
 

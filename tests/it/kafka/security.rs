@@ -10,7 +10,7 @@ use crate::harness::{
         guarded::{self, Certificates, Guarded, USER},
         unique,
     },
-    set, wait_until,
+    run, set, wait_until,
 };
 
 /// A sidecar and what it is told of the broker's demands.
@@ -153,13 +153,13 @@ fn sidecar_needs_no_more_than_it_is_documented_to_need() {
 
     // What is missing, what the log says, and whether tasks reach Kafka all the same.
     let lacking = [
-        (Some(Operation::Write), "Appends to Kafka are failing", false),
-        (Some(Operation::Create), "Topics cannot be made", false),
-        (Some(Operation::DescribeConfigs), "allow DescribeConfigs on it", true),
-        (Some(Operation::Read), "Reading", true),
-        (None, "the group", true),
+        (Some(Operation::Write), "Appends to Kafka are failing", "allow Write on topic {}", false),
+        (Some(Operation::Create), "Topics cannot be made", "topic {}", false),
+        (Some(Operation::DescribeConfigs), "allow DescribeConfigs on it", "Topic {}", true),
+        (Some(Operation::Read), "Reading", "allow Read on topic {}", true),
+        (None, "No part of the group", "group {}-group", true),
     ];
-    for (missing, line, reaches) in lacking {
+    for (missing, line, names, reaches) in lacking {
         let topic = unique("lacking");
         grant(&topic, missing, missing.is_some());
         let sidecar = guest().start(&redis, &topic);
@@ -169,7 +169,19 @@ fn sidecar_needs_no_more_than_it_is_documented_to_need() {
         } else {
             spools(&sidecar);
         }
-        sidecar.wait_for_log(line);
+        let said = sidecar.wait_for_log(line)["message"].to_string();
+        assert!(said.contains(&names.replace("{}", &topic)) && said.contains("allow "), "{said}");
         assert!(sidecar.is_ready());
     }
+
+    // One who may nothing is told by `check` which permission is missing first.
+    let topic = unique("nothing");
+    kafka.create_topic(&topic, 1, &[]);
+    let mut flags = flags_at(&sasl, &topic);
+    flags.extend(guest().more);
+    flags.push(format!("--redis-url={}", redis.url()));
+    let checked = run(&["check"].into_iter().chain(flags.iter().map(String::as_str)).collect::<Vec<_>>());
+    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert_eq!(checked.status.code(), Some(2), "{said}");
+    assert!(said.contains("forbidden") && said.contains("allow Describe on topic "), "{said}");
 }

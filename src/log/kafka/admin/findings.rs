@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use super::{BATCH_OVERHEAD_BYTES, TopicKind};
+use super::{AdminError, TopicKind};
 use crate::{finding::Severity, log::kafka::config::Config};
 
 /// What is asked of a topic's configuration.
@@ -20,6 +20,7 @@ pub(super) const KEYS: [&str; 7] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FindingCode {
     Unreachable,
+    Forbidden,
     TopicMissing,
     CompactedTasks,
     UncompactedTable,
@@ -35,8 +36,9 @@ pub enum FindingCode {
 }
 
 impl FindingCode {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Unreachable,
+        Self::Forbidden,
         Self::TopicMissing,
         Self::CompactedTasks,
         Self::UncompactedTable,
@@ -54,6 +56,7 @@ impl FindingCode {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unreachable => "unreachable",
+            Self::Forbidden => "forbidden",
             Self::TopicMissing => "topic-missing",
             Self::CompactedTasks => "compacted-tasks",
             Self::UncompactedTable => "uncompacted-table",
@@ -72,6 +75,7 @@ impl FindingCode {
     fn severity(self) -> Severity {
         match self {
             Self::Unreachable
+            | Self::Forbidden
             | Self::TopicMissing
             | Self::CompactedTasks
             | Self::UncompactedTable
@@ -111,11 +115,21 @@ pub(super) fn missing(topic: &str) -> Finding {
     }
 }
 
-/// No broker answers.
-pub(in crate::log::kafka) fn unreachable(reason: String) -> Finding {
-    let code = FindingCode::Unreachable;
-    let remedy = "see kafka.brokers, kafka.tls and kafka.sasl; until then tasks wait on this disk".to_owned();
-    Finding { code, severity: code.severity(), topic: String::new(), message: reason, remedy }
+/// Why nothing could be asked.
+pub(in crate::log::kafka) fn unasked(error: &AdminError) -> Finding {
+    let (code, message, remedy) = match error {
+        AdminError::Forbidden { resource, operation, reason } => (
+            FindingCode::Forbidden,
+            format!("{resource}: {reason}"),
+            format!("allow {operation} on {resource}, and what else docs/kafka.md lists"),
+        ),
+        error => (
+            FindingCode::Unreachable,
+            error.to_string(),
+            "see kafka.brokers, kafka.tls and kafka.sasl; until then tasks wait on this disk".to_owned(),
+        ),
+    };
+    Finding { code, severity: code.severity(), topic: String::new(), message, remedy }
 }
 
 /// A topic as it is.
@@ -208,11 +222,19 @@ impl Topic<'_> {
     }
 
     fn record_limit(&self, limit: i64, config: &Config) -> Option<Finding> {
-        let needed = config.max_record_bytes + BATCH_OVERHEAD_BYTES;
+        let needed = self.kind.needed_bytes(config);
         (usize::try_from(limit).unwrap_or(0) < needed).then(|| {
             self.finding(
                 FindingCode::RecordLimitLow,
-                format!("it takes {limit} bytes at once, and an accepted task may need {needed}"),
+                match self.kind {
+                    TopicKind::Tasks => {
+                        format!("it takes {limit} bytes at once, and an accepted task may need {needed}")
+                    }
+                    TopicKind::Table => format!(
+                        "it takes {limit} bytes at once, and a dead letter may need {needed}: one that does not fit \
+                         waits in its queue"
+                    ),
+                },
                 self.set("max.message.bytes", &needed.to_string()),
             )
         })

@@ -106,7 +106,7 @@ async fn group_that_nobody_has_joined_is_empty() {
         }
     };
     assert_eq!(size, Ok(0));
-    assert_eq!(admin.committed(&[(name.clone(), 0)]).await, Ok([((name, 0), None)].into()));
+    assert_eq!(admin.committed(&Cluster::default(), &[(name.clone(), 0)]).await, Ok([((name, 0), None)].into()));
     assert_eq!(admin.seats().await, Ok(Vec::new()));
 }
 

@@ -97,6 +97,7 @@ impl Call for ProduceRequest {
     const NAME: &str = "ProduceRequest";
     const KEY: i16 = 0;
     const VERSION: i16 = 7;
+    const NEWER: Option<i16> = None;
     type Answer = ProduceResponse;
 }
 

@@ -7,14 +7,19 @@
 //!       └──────────────────┴────────────────────────────────── drained, or its time is over ────────┘
 //! ```
 //!
+//! Where the records of a partition are not those any more that were assigned, it is lost, and fetched again.
+//!
 //! Invariant: a partition that is held or draining is named in every join, so that the leader gives it to nobody else.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use tokio::time::Instant;
 
 use super::{Committed, TopicPartition};
-use crate::log::{BootTime, Epoch, Lease, LeaseKeeper};
+use crate::log::{BootTime, Epoch, Lease, LeaseKeeper, Loss};
 
 #[derive(Default)]
 pub(super) struct Holdings {
@@ -33,8 +38,10 @@ struct Holding {
 }
 
 enum Stage {
-    /// Where its records are read from is not known yet; nobody was told of it.
-    Fetching,
+    /// Where its records are read from is not known yet; nobody was told of it. `cut`: what is committed says nothing.
+    Fetching {
+        cut: bool,
+    },
     Held(LeaseKeeper),
     Draining {
         lease: LeaseKeeper,
@@ -47,7 +54,7 @@ enum Stage {
 pub(super) enum Change {
     Assigned { partition: TopicPartition, epoch: Epoch, committed: Option<Committed>, lease: Lease },
     Revoking { partition: TopicPartition, epoch: Epoch },
-    Lost { partition: TopicPartition },
+    Lost { partition: TopicPartition, loss: Loss },
 }
 
 impl Holdings {
@@ -63,7 +70,7 @@ impl Holdings {
         for (partition, mut holding) in std::mem::take(&mut self.owned) {
             if !assigned.contains(&partition) {
                 holding.stage = match holding.stage {
-                    Stage::Fetching => continue,
+                    Stage::Fetching { .. } => continue,
                     Stage::Held(lease) => {
                         changes.push(Change::Revoking { partition: partition.clone(), epoch: holding.epoch });
                         Stage::Draining { lease, until: drain_until }
@@ -83,7 +90,7 @@ impl Holdings {
         for partition in &self.assigned {
             if !self.owned.contains_key(partition) {
                 self.last_epoch += 1;
-                let holding = Holding { epoch: Epoch(self.last_epoch), stage: Stage::Fetching };
+                let holding = Holding { epoch: Epoch(self.last_epoch), stage: Stage::Fetching { cut: false } };
                 self.owned.insert(partition.clone(), holding);
             }
         }
@@ -91,7 +98,7 @@ impl Holdings {
 
     /// The partitions whose committed offset is not known yet.
     pub(super) fn unfetched(&self) -> Vec<(TopicPartition, Epoch)> {
-        let fetching = self.owned.iter().filter(|(_, holding)| matches!(holding.stage, Stage::Fetching));
+        let fetching = self.owned.iter().filter(|(_, holding)| holding.is_fetching());
         fetching.map(|(partition, holding)| (partition.clone(), holding.epoch)).collect()
     }
 
@@ -103,9 +110,8 @@ impl Holdings {
         committed: Option<Committed>,
     ) -> Option<Change> {
         let holding = self.owned.get_mut(partition).filter(|holding| holding.epoch == epoch)?;
-        if !matches!(holding.stage, Stage::Fetching) {
-            return None;
-        }
+        let Stage::Fetching { cut } = holding.stage else { return None };
+        let committed = committed.filter(|_| !cut);
         let (lease, keeper) = Lease::until(self.lease_end?);
         holding.stage = Stage::Held(keeper);
         Some(Change::Assigned { partition: partition.clone(), epoch, committed, lease })
@@ -126,7 +132,34 @@ impl Holdings {
         for partition in &overdue {
             self.give_up(partition);
         }
-        overdue.into_iter().map(|partition| Change::Lost { partition }).collect()
+        overdue.into_iter().map(|partition| Change::Lost { partition, loss: Loss::ToAnother }).collect()
+    }
+
+    /// The topic is gone, or another one of its name is there: what is held of it is lost with its records.
+    pub(super) fn lose_topic(&mut self, topic: &Arc<str>) -> Vec<Change> {
+        let gone: Vec<(TopicPartition, Holding)> =
+            self.owned.extract_if(.., |partition, _| partition.topic == *topic).collect();
+        let mut changes = Vec::new();
+        for (partition, holding) in gone {
+            if let Stage::Held(lease) | Stage::Draining { lease, .. } = holding.stage {
+                lease.end();
+                changes.push(Change::Lost { partition, loss: Loss::OfRecords });
+            }
+        }
+        self.take_up();
+        changes
+    }
+
+    /// The partition ends before what was read of it. It begins again, as if nothing was committed for it.
+    pub(super) fn cut(&mut self, partition: &TopicPartition, epoch: Epoch) -> Option<Change> {
+        if self.epoch(partition) != Some(epoch) {
+            return None;
+        }
+        self.give_up(partition);
+        if let Some(holding) = self.owned.get_mut(partition) {
+            holding.stage = Stage::Fetching { cut: true };
+        }
+        Some(Change::Lost { partition: partition.clone(), loss: Loss::OfRecords })
     }
 
     fn give_up(&mut self, partition: &TopicPartition) {
@@ -160,7 +193,7 @@ impl Holdings {
         for (partition, holding) in std::mem::take(&mut self.owned) {
             if let Stage::Held(lease) | Stage::Draining { lease, .. } = holding.stage {
                 lease.end();
-                changes.push(Change::Lost { partition });
+                changes.push(Change::Lost { partition, loss: Loss::ToAnother });
             }
         }
         changes
@@ -179,19 +212,23 @@ impl Holdings {
     /// The epoch in which something may be committed for the partition.
     pub(super) fn epoch(&self, partition: &TopicPartition) -> Option<Epoch> {
         let holding = self.owned.get(partition)?;
-        (!matches!(holding.stage, Stage::Fetching)).then_some(holding.epoch)
+        (!holding.is_fetching()).then_some(holding.epoch)
     }
 
     pub(super) fn held(&self) -> usize {
-        self.owned.values().filter(|holding| !matches!(holding.stage, Stage::Fetching)).count()
+        self.owned.values().filter(|holding| !holding.is_fetching()).count()
     }
 }
 
 impl Holding {
+    fn is_fetching(&self) -> bool {
+        matches!(self.stage, Stage::Fetching { .. })
+    }
+
     fn drain_until(&self) -> Option<Instant> {
         match self.stage {
             Stage::Draining { until, .. } => Some(until),
-            Stage::Fetching | Stage::Held(_) => None,
+            Stage::Fetching { .. } | Stage::Held(_) => None,
         }
     }
 }

@@ -23,7 +23,8 @@
 //!    when nothing new was for long.
 //! 7. A partition is handed out with what is committed for it, or with the word that nothing is.
 //! 8. A consumer that takes no assignment loses the membership, for heartbeats alone would keep its partitions.
-//! 9. Any member that sees topics change says so by joining again.
+//! 9. Any member that sees topics change says so by joining again. Partitions of a topic that is gone, or another one
+//!    by its id, are lost at once, and what was committed for another one counts for nothing.
 //! 10. Leaving ends the leases, and then the membership; a static member keeps that for its next process.
 
 use std::{
@@ -49,7 +50,7 @@ use kafka_protocol::{
 use tokio::time::Instant;
 
 use super::{
-    Committed, GroupTopic, TopicPartition,
+    Committed, Doubt, GroupTopic, TopicId, TopicPartition,
     assignor::{self, Conflict, MemberView, TargetView},
     commits::{Commit, CommitId, Commits},
     holdings::{Change, Holdings},
@@ -170,6 +171,14 @@ pub(in crate::log::kafka) enum Standing {
     Left,
 }
 
+/// A topic that exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) partitions: i32,
+    /// Where the broker tells.
+    pub(super) id: Option<TopicId>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Identity {
     member_id: StrBytes,
@@ -226,8 +235,12 @@ pub(super) struct Member {
     holdings: Holdings,
     commits: Commits,
     renewals: Renewals,
-    /// Partitions by topic, once they are known.
-    counts: Option<BTreeMap<Arc<str>, i32>>,
+    /// Those that exist, once they are known.
+    seen: Option<BTreeMap<Arc<str>, Seen>>,
+    /// Seen before, and not the last time.
+    missing: BTreeSet<Arc<str>>,
+    /// Topics may not be as they were seen.
+    wants_look: bool,
     conflicts: Vec<Conflict>,
     has_coordinator: bool,
     room: Room,
@@ -261,7 +274,9 @@ impl Member {
             holdings: Holdings::default(),
             commits: Commits::default(),
             renewals: Renewals::default(),
-            counts: None,
+            seen: None,
+            missing: BTreeSet::new(),
+            wants_look: false,
             conflicts: Vec::new(),
             has_coordinator: false,
             room: Room::Unknown { look_at: now },
@@ -331,12 +346,57 @@ impl Member {
         self.not_before = now + backoff.mul_f64(0.5 + fastrand::f64() / 2.0);
     }
 
-    /// Takes how many partitions each topic has; topics that do not exist have none.
-    pub(super) fn topics_seen(&mut self, counts: BTreeMap<Arc<str>, i32>) {
-        if self.counts.as_ref().is_some_and(|known| *known != counts) {
-            self.must_rejoin = true;
+    /// Takes the topics that exist. One that is missing is believed to be so when it is the second time: a broker that
+    /// has just started may not know all of them.
+    pub(super) fn topics_seen(&mut self, mut seen: BTreeMap<Arc<str>, Seen>) {
+        let known = self.seen.take().unwrap_or_else(|| seen.clone());
+        let before = std::mem::take(&mut self.missing);
+        for (name, topic) in &known {
+            match seen.get_mut(name) {
+                Some(now) if TopicId::differs(topic.id, now.id) => self.lose_topic(name),
+                // Not all brokers may tell.
+                Some(now) => now.id = now.id.or(topic.id),
+                None if before.contains(name) => self.lose_topic(name),
+                None => {
+                    seen.insert(name.clone(), *topic);
+                    self.missing.insert(name.clone());
+                    self.wants_look = true;
+                }
+            }
         }
-        self.counts = Some(counts);
+        let partitions = |topics: &BTreeMap<Arc<str>, Seen>| -> Vec<(Arc<str>, i32)> {
+            topics.iter().map(|(name, topic)| (name.clone(), topic.partitions)).collect()
+        };
+        self.must_rejoin |= partitions(&known) != partitions(&seen);
+        self.seen = Some(seen);
+    }
+
+    fn lose_topic(&mut self, topic: &Arc<str>) {
+        self.outputs.extend(self.holdings.lose_topic(topic).into_iter().map(Output::Change));
+        self.drop_commits();
+    }
+
+    /// Takes what a reader found out about a partition of an assignment.
+    pub(super) fn doubt(&mut self, partition: &TopicPartition, epoch: Epoch, doubt: Doubt) {
+        if self.holdings.epoch(partition) != Some(epoch) {
+            return;
+        }
+        match doubt {
+            Doubt::Missing => self.wants_look = true,
+            Doubt::Cut => {
+                self.outputs.extend(self.holdings.cut(partition, epoch).map(Output::Change));
+                self.drop_commits();
+            }
+        }
+    }
+
+    /// Whether topics should be looked at soon. Says so once.
+    pub(super) fn takes_a_look(&mut self) -> bool {
+        std::mem::take(&mut self.wants_look)
+    }
+
+    fn topic_id(&self, topic: &str) -> Option<TopicId> {
+        self.seen.as_ref()?.get(topic)?.id
     }
 
     // Room
@@ -346,7 +406,7 @@ impl Member {
         let (Room::Unknown { look_at } | Room::None { look_at }) = self.room else {
             return false;
         };
-        self.has_coordinator && self.counts.is_some() && self.failure.is_none() && now >= look_at
+        self.has_coordinator && self.seen.is_some() && self.failure.is_none() && now >= look_at
     }
 
     pub(super) fn size_seen(&mut self, members: usize, now: Instant) {
@@ -365,10 +425,10 @@ impl Member {
 
     /// How many members can have something.
     fn units(&self) -> usize {
-        let Some(counts) = &self.counts else {
+        let Some(seen) = &self.seen else {
             return 0;
         };
-        let targets = targets(&self.settings.topics, counts);
+        let targets = targets(&self.settings.topics, seen);
         let partitions = targets.iter().map(|target| target.topics.iter().map(|(_, count)| *count).max().unwrap_or(0));
         partitions.map(|count| usize::try_from(count).unwrap_or(0)).sum()
     }
@@ -409,8 +469,7 @@ impl Member {
     }
 
     fn join(&mut self) -> Option<Question> {
-        let counts = self.counts.as_ref()?;
-        let targets = targets(&self.settings.topics, counts);
+        let targets = targets(&self.settings.topics, self.seen.as_ref()?);
         let metadata = subscription::encode_subscription(&targets, self.holdings.claim(), self.identity.generation);
         self.phase = Phase::Joining;
         self.must_rejoin = false;
@@ -586,7 +645,7 @@ impl Member {
             Meaning::Forgotten => self.forgotten(now),
             Meaning::Fenced => self.fenced(now),
             Meaning::Refused => {
-                self.problem = Some(refusal(error));
+                self.problem = Some(refusal(error, &self.settings.group, ""));
                 self.not_before = now + REFUSED_BACKOFF;
             }
         }
@@ -629,7 +688,10 @@ impl Member {
         if self.asked_offsets.is_some() || !self.has_coordinator || self.failure.is_some() {
             return None;
         }
-        let unfetched = self.holdings.unfetched();
+        let mut unfetched = self.holdings.unfetched();
+        // Whose it is what was committed is known once the topic was seen; others may see it first.
+        let seen = self.seen.as_ref();
+        unfetched.retain(|(partition, _)| seen.is_some_and(|seen| seen.contains_key(&partition.topic)));
         if !unfetched.is_empty() && now >= self.fetch_not_before {
             let request = OffsetFetchRequest::default()
                 .with_group_id(self.settings.group.clone())
@@ -647,7 +709,7 @@ impl Member {
             .with_generation_id_or_member_epoch(self.identity.generation)
             .with_member_id(self.identity.member_id.clone())
             .with_group_instance_id(self.settings.instance_id.clone())
-            .with_topics(commit_topics(&batch));
+            .with_topics(self.commit_topics(&batch));
         self.asked_offsets = Some(AskedOffsets::Commit { identity: self.identity.clone(), at, batch });
         Some(OffsetsQuestion::Commit(request))
     }
@@ -670,7 +732,7 @@ impl Member {
 
     fn fetched(&mut self, asked: &[(TopicPartition, Epoch)], answer: &OffsetFetchResponse, now: Instant) {
         if let Some(error) = ResponseError::try_from_code(answer.error_code) {
-            return self.fetch_refused(error, now);
+            return self.fetch_refused(error, "", now);
         }
         let mut found = BTreeMap::new();
         for topic in &answer.topics {
@@ -684,13 +746,15 @@ impl Member {
                 continue;
             };
             if let Some(error) = ResponseError::try_from_code(stored.error_code) {
-                self.fetch_refused(error, now);
+                self.fetch_refused(error, &partition.topic, now);
                 continue;
             }
-            let committed = (stored.committed_offset >= 0).then(|| Committed {
-                offset: stored.committed_offset,
-                metadata: stored.metadata.as_ref().map(ToString::to_string).unwrap_or_default(),
-            });
+            let words = stored.metadata.as_ref().map_or("", |words| words.as_str());
+            let committed = Committed::read(stored.committed_offset, words, self.topic_id(&partition.topic));
+            if committed.is_none() && stored.committed_offset >= 0 {
+                let TopicPartition { topic, partition } = partition;
+                tracing::info!("What was committed for {topic}/{partition} is of an earlier topic of its name");
+            }
             self.fetch_problem = None;
             if let Some(committed) = &committed {
                 self.renewals.note(partition.clone(), *epoch, committed.clone(), now);
@@ -700,11 +764,11 @@ impl Member {
         }
     }
 
-    fn fetch_refused(&mut self, error: ResponseError, now: Instant) {
+    fn fetch_refused(&mut self, error: ResponseError, topic: &str, now: Instant) {
         match meaning(error) {
             Meaning::NoCoordinator => self.coordinator_lost(error.to_string(), now),
             Meaning::Refused if !error.is_retriable() => {
-                self.fetch_problem = Some(refusal(error));
+                self.fetch_problem = Some(refusal(error, &self.settings.group, topic));
                 self.fetch_not_before = now + REFUSED_BACKOFF;
             }
             _ => self.fetch_not_before = now + FIRST_BACKOFF,
@@ -764,11 +828,12 @@ impl Member {
                     Meaning::Forgotten => is_forgotten = true,
                     Meaning::Fenced => return self.fenced_at_commit(batch, now),
                     Meaning::Refused if error.is_retriable() => {
+                        self.wants_look |= error == ResponseError::UnknownTopicOrPartition;
                         self.commit_problem = Some(error.to_string());
                         self.commit_not_before = now + FIRST_BACKOFF;
                     }
                     Meaning::Refused => {
-                        let reason = refusal(error);
+                        let reason = refusal(error, &self.settings.group, &partition.topic);
                         self.settle(batch.remove(&partition), &Err(CommitError::Unavailable { reason }));
                     }
                 }
@@ -786,6 +851,23 @@ impl Member {
     fn fenced_at_commit(&mut self, batch: BTreeMap<TopicPartition, Commit>, now: Instant) {
         self.put_back(batch);
         self.fenced(now);
+    }
+
+    fn commit_topics(&self, batch: &BTreeMap<TopicPartition, Commit>) -> Vec<OffsetCommitRequestTopic> {
+        let mut topics: BTreeMap<&Arc<str>, Vec<OffsetCommitRequestPartition>> = BTreeMap::new();
+        for (partition, commit) in batch {
+            let words = Committed::stored(&commit.metadata, self.topic_id(&partition.topic));
+            topics.entry(&partition.topic).or_default().push(
+                OffsetCommitRequestPartition::default()
+                    .with_partition_index(partition.partition)
+                    .with_committed_offset(commit.offset)
+                    .with_committed_metadata(Some(StrBytes::from_string(words))),
+            );
+        }
+        let topics = topics.into_iter().map(|(topic, partitions)| {
+            OffsetCommitRequestTopic::default().with_name(TopicName(text(topic))).with_partitions(partitions)
+        });
+        topics.collect()
     }
 
     fn put_back(&mut self, batch: BTreeMap<TopicPartition, Commit>) {
@@ -877,14 +959,14 @@ fn meaning(error: ResponseError) -> Meaning {
     }
 }
 
-/// What a person is told, with what ends it.
-fn refusal(error: ResponseError) -> String {
+/// What a person is told, with what ends it. `topic`: what was asked for, where it was one.
+fn refusal(error: ResponseError, group: &GroupId, topic: &str) -> String {
     let remedy = match error {
+        ResponseError::GroupAuthorizationFailed => return format!("{error}: allow Read on group {}", group.as_str()),
+        ResponseError::TopicAuthorizationFailed => return format!("{error}: allow Read on topic {topic}"),
         ResponseError::InconsistentGroupProtocol => {
             "consumers of another kind are in the group; give Redrive a group of its own (kafka.group)"
         }
-        ResponseError::GroupAuthorizationFailed => "allow Read on the group",
-        ResponseError::TopicAuthorizationFailed => "allow Read on the topic",
         ResponseError::InvalidSessionTimeout => {
             "kafka.session_timeout must be within the broker's group.min.session.timeout.ms and its maximum"
         }
@@ -896,7 +978,7 @@ fn refusal(error: ResponseError) -> String {
 }
 
 /// What this member says of its targets. A topic that does not exist is not named.
-fn targets(topics: &[GroupTopic], counts: &BTreeMap<Arc<str>, i32>) -> Vec<TargetView> {
+fn targets(topics: &[GroupTopic], seen: &BTreeMap<Arc<str>, Seen>) -> Vec<TargetView> {
     let mut targets: BTreeMap<&Arc<str>, TargetView> = BTreeMap::new();
     for topic in topics {
         let target = targets.entry(&topic.target).or_insert_with(|| TargetView {
@@ -904,8 +986,8 @@ fn targets(topics: &[GroupTopic], counts: &BTreeMap<Arc<str>, i32>) -> Vec<Targe
             fingerprint: topic.fingerprint.clone(),
             topics: Vec::new(),
         });
-        if let Some(count) = counts.get(&topic.name) {
-            target.topics.push((topic.name.clone(), *count));
+        if let Some(seen) = seen.get(&topic.name) {
+            target.topics.push((topic.name.clone(), seen.partitions));
         }
     }
     targets.into_values().collect()
@@ -918,22 +1000,6 @@ fn fetch_topics(partitions: &[(TopicPartition, Epoch)]) -> Vec<OffsetFetchReques
     }
     let topics = topics.into_iter().map(|(topic, partitions)| {
         OffsetFetchRequestTopic::default().with_name(TopicName(text(topic))).with_partition_indexes(partitions)
-    });
-    topics.collect()
-}
-
-fn commit_topics(batch: &BTreeMap<TopicPartition, Commit>) -> Vec<OffsetCommitRequestTopic> {
-    let mut topics: BTreeMap<&Arc<str>, Vec<OffsetCommitRequestPartition>> = BTreeMap::new();
-    for (partition, commit) in batch {
-        topics.entry(&partition.topic).or_default().push(
-            OffsetCommitRequestPartition::default()
-                .with_partition_index(partition.partition)
-                .with_committed_offset(commit.offset)
-                .with_committed_metadata(Some(StrBytes::from_string(commit.metadata.clone()))),
-        );
-    }
-    let topics = topics.into_iter().map(|(topic, partitions)| {
-        OffsetCommitRequestTopic::default().with_name(TopicName(text(topic))).with_partitions(partitions)
     });
     topics.collect()
 }

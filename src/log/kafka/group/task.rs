@@ -22,7 +22,7 @@ use super::{
     assignor::Conflict,
     commits::CommitId,
     holdings::Change,
-    member::{Answer, Member, OffsetsAnswer, OffsetsQuestion, Output, Question, Settings, Standing},
+    member::{Answer, Member, OffsetsAnswer, OffsetsQuestion, Output, Question, Seen, Settings, Standing},
 };
 use crate::log::{
     BootTime, CommitError, Epoch,
@@ -36,6 +36,9 @@ use crate::log::{
 
 /// A consumer that takes nothing for so many rebalance timeouts is stuck.
 const STUCK_AFTER: u32 = 2;
+
+/// Between two looks at topics of which one seems to be gone, or none of which was answered.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// A question on its way. Its connection comes back with the answer, if it is of more use.
 type Asking<A> = BoxFuture<'static, (Option<Connection>, Result<A, WireError>)>;
@@ -65,7 +68,7 @@ impl<A> Lane<A> {
 
 enum AdminAnswer {
     Coordinator(Result<Address, AdminError>),
-    Topics(Result<BTreeMap<Arc<str>, i32>, AdminError>),
+    Topics(Result<BTreeMap<Arc<str>, Seen>, AdminError>),
     Size(Result<usize, AdminError>),
 }
 
@@ -160,6 +163,9 @@ impl Task {
             () = sleep_until(wake) => Happened::Nothing,
         };
         let goes_on = self.act_on(happened);
+        if self.member.takes_a_look() {
+            self.look_at_topics_soon(Instant::now());
+        }
         self.member.tick(Instant::now());
         goes_on
     }
@@ -257,11 +263,12 @@ impl Task {
             let names: Vec<Arc<str>> = self.topics.iter().map(|topic| topic.name.clone()).collect();
             async move {
                 let answer = admin.cluster(&names).await.map(|cluster| {
-                    let counts = names.into_iter().filter_map(|name| {
-                        let partitions = cluster.topics.get(&*name)?.len();
-                        Some((name, i32::try_from(partitions).unwrap_or(i32::MAX)))
+                    let seen = names.into_iter().filter_map(|name| {
+                        let partitions = i32::try_from(cluster.topics.get(&*name)?.len()).unwrap_or(i32::MAX);
+                        let id = cluster.ids.get(&*name).copied();
+                        Some((name, Seen { partitions, id }))
                     });
-                    counts.collect()
+                    seen.collect()
                 });
                 (admin, AdminAnswer::Topics(answer))
             }
@@ -287,12 +294,16 @@ impl Task {
                 tracing::debug!("The size of the group is not known: {error}");
                 self.member.size_unknown(error.is_permanent(), now);
             }
-            AdminAnswer::Topics(Ok(counts)) => self.member.topics_seen(counts),
+            AdminAnswer::Topics(Ok(seen)) => self.member.topics_seen(seen),
             AdminAnswer::Topics(Err(error)) => {
                 tracing::debug!("Topics could not be looked at: {error}");
-                self.look_at_topics_at = now + Duration::from_secs(1).min(self.config.metadata_refresh);
+                self.look_at_topics_soon(now);
             }
         }
+    }
+
+    fn look_at_topics_soon(&mut self, now: Instant) {
+        self.look_at_topics_at = self.look_at_topics_at.min(now + LOOK_AGAIN_AFTER);
     }
 
     fn obey(&mut self, command: Option<Command>, now: Instant) -> bool {
@@ -303,6 +314,7 @@ impl Task {
                 self.waiting.insert(id, answer);
                 self.member.commit(partition, epoch, offset, metadata, id, now);
             }
+            Some(Command::Doubt { partition, epoch, doubt }) => self.member.doubt(&partition, epoch, doubt),
             Some(Command::Leave) | None => return false,
         }
         true
@@ -359,7 +371,9 @@ impl Task {
                 self.drains.push(is_done.map(move |_| (partition, epoch)).boxed());
                 Event::Revoking { topic, partition: index, done }
             }
-            Change::Lost { partition: TopicPartition { topic, partition } } => Event::Lost { topic, partition },
+            Change::Lost { partition: TopicPartition { topic, partition }, loss } => {
+                Event::Lost { topic, partition, loss }
+            }
         }
     }
 

@@ -22,7 +22,7 @@ use super::*;
 use crate::log::{
     BootTime,
     kafka::{
-        admin::Admin,
+        admin::{Admin, Cluster},
         testing::{Kafka, unique},
         wire::{Address, Call, Connection, Dialer},
     },
@@ -259,7 +259,7 @@ async fn work(name: &str, mut member: Joined, ledger: &Ledger, stop: Cancellatio
                     owned.remove(&(topic, partition));
                     drop(done);
                 }
-                Some(Event::Lost { topic, partition }) => {
+                Some(Event::Lost { topic, partition, .. }) => {
                     ledger.release(name, &topic, partition);
                     owned.remove(&(topic, partition));
                 }
@@ -298,8 +298,8 @@ async fn member_gets_partitions_and_what_was_committed_for_them() {
     assert_eq!(assigned.iter().map(|assigned| assigned.partition).collect::<Vec<_>>(), [0, 1, 2]);
     assert!(assigned.iter().all(|assigned| assigned.committed.is_none()));
     assert!(assigned.iter().all(|assigned| assigned.lease.is_valid(BootTime::now())));
-    let longest = "x".repeat(4096);
-    let too_long = "x".repeat(4097);
+    let longest = "x".repeat(MAX_WORDS);
+    let too_long = "x".repeat(MAX_WORDS + 1);
     // Side by side, so that they go in one request: what one is refused does not touch the other.
     let (first, second) =
         tokio::join!(member.commit(&assigned[0], 7, &longest), member.commit(&assigned[1], 3, &too_long));
@@ -388,7 +388,7 @@ async fn stopped_member_loses_its_partitions_and_its_commits() {
     let back = stopped.assigned(1).await;
     assert_eq!(back[0].partition, partition);
     let stored = Admin::new(Arc::new(config(kafka, &name)), Security::default())
-        .committed(&[(name.as_str().into(), 0), (name.as_str().into(), 1)])
+        .committed(&Cluster::default(), &[(name.as_str().into(), 0), (name.as_str().into(), 1)])
         .await
         .expect("the broker answers");
     let stored: Vec<_> = stored.into_values().collect();
@@ -628,6 +628,7 @@ impl Call for ConsumerGroupHeartbeatRequest {
     const NAME: &str = "ConsumerGroupHeartbeatRequest";
     const KEY: i16 = 68;
     const VERSION: i16 = 1;
+    const NEWER: Option<i16> = None;
     type Answer = ConsumerGroupHeartbeatResponse;
 }
 

@@ -46,7 +46,7 @@ impl Bench {
 
     async fn append_many(&self, records: Vec<Outgoing>) -> Result<Vec<Position>, AppendError> {
         let deadline = Instant::now() + self.producer.shared.config.produce_timeout;
-        let room = self.producer.reserve(&records)?;
+        let room = self.producer.reserve(&records, self.producer.shared.config.max_record_bytes)?;
         self.producer.append(&self.topic, records, room, deadline).await
     }
 

@@ -7,7 +7,7 @@ use kafka_protocol::messages::{
 };
 
 use super::*;
-use crate::log::Lease;
+use crate::log::{Lease, Loss};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -26,6 +26,7 @@ enum Heard {
     Assigned(i32, Option<i64>),
     Revoking(i32),
     Lost(i32),
+    Gone(i32),
     Committed(u64),
     Refused(u64, CommitError),
     Conflicts(usize),
@@ -43,8 +44,12 @@ fn set(partitions: &[i32]) -> BTreeSet<TopicPartition> {
     partitions.iter().copied().map(partition).collect()
 }
 
-fn counts(partitions: i32) -> BTreeMap<Arc<str>, i32> {
-    [(topic(), partitions)].into()
+fn counts(partitions: i32) -> BTreeMap<Arc<str>, Seen> {
+    seen(partitions, 1)
+}
+
+fn seen(partitions: i32, id: u8) -> BTreeMap<Arc<str>, Seen> {
+    [(topic(), Seen { partitions, id: TopicId::new([id; 16]) })].into()
 }
 
 impl Scene {
@@ -206,7 +211,8 @@ impl Scene {
                 Heard::Assigned(partition.partition, committed.map(|committed| committed.offset))
             }
             Output::Change(Change::Revoking { partition, .. }) => Heard::Revoking(partition.partition),
-            Output::Change(Change::Lost { partition }) => Heard::Lost(partition.partition),
+            Output::Change(Change::Lost { partition, loss: Loss::ToAnother }) => Heard::Lost(partition.partition),
+            Output::Change(Change::Lost { partition, loss: Loss::OfRecords }) => Heard::Gone(partition.partition),
             Output::Committed { id, result: Ok(()) } => Heard::Committed(id.0),
             Output::Committed { id, result: Err(error) } => Heard::Refused(id.0, error),
             Output::Conflicts(conflicts) => Heard::Conflicts(conflicts.len()),
@@ -538,7 +544,7 @@ fn rule_6_offset_of_an_earlier_owner_is_committed_again_too() {
     let request = scene.commit_question();
     let partition = &request.topics[0].partitions[0];
     assert_eq!(partition.committed_offset, 5);
-    assert_eq!(partition.committed_metadata.as_ref().map(|words| words.as_str()), Some("words"));
+    assert_eq!(partition.committed_metadata.as_ref().map(|words| words.as_str()), Some("words@AQEBAQEBAQEBAQEBAQEBAQ"));
 }
 
 #[test]
@@ -584,6 +590,75 @@ fn rule_9_any_member_says_that_topics_have_changed() {
     let request = scene.join_question();
     let view = subscription::decode_subscription("m", request.protocols[0].metadata.clone()).expect("our own");
     assert_eq!(view.targets[0].topics, [(topic(), 5)]);
+}
+
+#[test]
+fn rule_9_partitions_of_another_topic_of_the_same_name_are_lost_and_fetched_anew() {
+    let mut scene = Scene::holding(&[0]);
+    scene.commit(0, 5, 1);
+    let batch = scene.commit_question();
+    let words = batch.topics[0].partitions[0].committed_metadata.as_ref().expect("there are some");
+    assert_eq!(words.as_str(), "@AQEBAQEBAQEBAQEBAQEBAQ", "what is stored is of this topic");
+    scene.answer_commit(&[(0, OK)]);
+    assert_eq!(scene.heard(), [Heard::Committed(1)]);
+
+    scene.commit(0, 6, 2);
+    scene.member.topics_seen(seen(3, 2));
+    assert_eq!(scene.heard(), [Heard::Gone(0), Heard::Refused(2, CommitError::EpochOver)]);
+    assert!(!scene.has_lease(0));
+    // What somebody has stored meanwhile for the old one says nothing of the new one.
+    scene.fetch(&[(0, 5, "@AQEBAQEBAQEBAQEBAQEBAQ")]);
+    assert_eq!(scene.heard(), [Heard::Assigned(0, None)]);
+    assert_eq!(scene.question(), None, "the group need not hear of it");
+    scene.commit(0, 1, 3);
+    let batch = scene.commit_question();
+    let words = batch.topics[0].partitions[0].committed_metadata.as_ref().expect("there are some");
+    assert_eq!(words.as_str(), "@AgICAgICAgICAgICAgICAg");
+}
+
+#[test]
+fn rule_9_topic_is_gone_when_it_is_missing_twice() {
+    let mut scene = Scene::holding(&[0]);
+    scene.member.topics_seen(BTreeMap::new());
+    assert!(scene.member.takes_a_look(), "once may be a broker that has just started");
+    scene.member.topics_seen(counts(3));
+    scene.member.topics_seen(BTreeMap::new());
+    assert_eq!((scene.heard(), scene.question()), (vec![], None));
+    scene.member.topics_seen(BTreeMap::new());
+    assert_eq!(scene.heard(), [Heard::Gone(0)]);
+    assert_eq!(scene.offsets_question(), None, "there is nothing to ask for");
+    let request = scene.rejoin();
+    assert_eq!(Scene::owned_in(&request).0, set(&[0]), "the group hears that it is free");
+    scene.sync(&[]);
+    assert_eq!(scene.heard(), []);
+}
+
+#[test]
+fn rule_9_brokers_that_tell_no_ids_change_nothing() {
+    let mut scene = Scene::holding(&[0]);
+    let unknown: BTreeMap<_, _> = [(topic(), Seen { partitions: 3, id: None })].into();
+    scene.member.topics_seen(unknown.clone());
+    scene.member.topics_seen(counts(3));
+    assert_eq!((scene.heard(), scene.question()), (vec![], None));
+    let mut scene = Scene::new(&Config::default());
+    scene.member.topics_seen(unknown);
+    scene.join_with_new_id();
+    scene.sync(&[0]);
+    scene.fetch(&[(0, 5, "AP8=@AQEBAQEBAQEBAQEBAQEBAQ")]);
+    assert_eq!(scene.heard(), [Heard::Assigned(0, Some(5))]);
+}
+
+#[test]
+fn rule_9_partition_that_was_cut_begins_anew() {
+    let mut scene = Scene::holding(&[0, 1]);
+    let (epoch, _) = scene.held[&0];
+    scene.member.doubt(&partition(0), epoch, Doubt::Cut);
+    assert_eq!(scene.heard(), [Heard::Gone(0)]);
+    scene.fetch(&[(0, 9, "")]);
+    assert_eq!(scene.heard(), [Heard::Assigned(0, None)], "what is committed says nothing");
+    scene.member.doubt(&partition(0), epoch, Doubt::Cut);
+    assert_eq!(scene.heard(), [], "of an assignment that is over");
+    assert!(scene.has_lease(1));
 }
 
 #[test]
@@ -741,7 +816,8 @@ fn group_with_members_enough_is_left_alone() {
     let mut member = Member::new(Settings::new(&Config::default(), topics), now);
     assert!(!member.wants_size(now), "nobody can be asked");
     member.coordinator_found();
-    member.topics_seen([("q".into(), 3), ("q.high".into(), 3)].into());
+    let three = Seen { partitions: 3, id: None };
+    member.topics_seen([("q".into(), three), ("q.high".into(), three)].into());
     assert!(member.wants_size(now));
     member.size_seen(5, now);
     assert_eq!(member.standing(), Standing::Spare);

@@ -133,7 +133,11 @@ fn answer(mut frame: Bytes, port: u16, leader: u16, hear: impl Fn(Said) -> Does)
         18 => {
             // Any version of anything.
             let keys =
-                (0..60).map(|key| ApiVersion::default().with_api_key(key).with_min_version(0).with_max_version(99));
+                // Of metadata the version that is answered below.
+                (0..60).map(|key| {
+                    let max = if key == 3 { 7 } else { 99 };
+                    ApiVersion::default().with_api_key(key).with_min_version(0).with_max_version(max)
+                });
             encode(&mut body, &ApiVersionsResponse::default().with_api_keys(keys.collect()), 0);
         }
         3 => {
