@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{change, durability, flags_at, reaches_kafka};
+use super::{durability, flags_at, reaches_kafka};
 use crate::harness::{
     Redis, Sidecar,
     kafka::{
@@ -52,9 +52,6 @@ impl<'a> Guest<'a> {
 
     fn start(&self, redis: &Redis, topic: &str) -> Sidecar {
         let mut flags = flags_at(self.broker, topic);
-        // A login takes half a second where nothing is optimised.
-        flags.push("--kafka-partitions=1".to_owned());
-        change(&mut flags, "--kafka-produce-timeout=6s");
         flags.extend(self.more.iter().cloned());
         Sidecar::start(&redis.url(), &flags.iter().map(String::as_str).collect::<Vec<_>>())
     }
