@@ -214,7 +214,8 @@ impl Admin {
         let answer = self.ask_any(&request).await?;
         if let Some(error) = ResponseError::try_from_code(answer.error_code) {
             let what = format!("group {}", self.config.group);
-            return Err(AdminError::refused(what, error, answer.error_message.as_deref()));
+            let allow = (error == ResponseError::GroupAuthorizationFailed).then_some("allow Read on the group");
+            return Err(AdminError::refused(what, error, allow.or(answer.error_message.as_deref())));
         }
         Ok(Address { host: answer.host.to_string(), port: u16::try_from(answer.port).unwrap_or(0) })
     }
@@ -236,7 +237,8 @@ impl Admin {
                 None | Some(ResponseError::TopicAlreadyExists) => {}
                 Some(error) => {
                     let what = format!("topic {} cannot be made", topic.name.as_str());
-                    return Err(AdminError::refused(what, error, topic.error_message.as_deref()));
+                    let allow = (error == ResponseError::TopicAuthorizationFailed).then_some("allow Create on it");
+                    return Err(AdminError::refused(what, error, allow.or(topic.error_message.as_deref())));
                 }
             }
         }

@@ -110,6 +110,9 @@ impl fmt::Display for Failure {
 /// Without the words that the client wraps around it.
 fn display(error: &Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     match error {
+        Error::ServerError { protocol_error: error @ ProtocolError::TopicAuthorizationFailed, .. } => {
+            write!(f, "the broker answered: {error}: allow Write on the topic to append, and Read to execute")
+        }
         Error::ServerError { protocol_error, .. } => write!(f, "the broker answered: {protocol_error}"),
         Error::RetryFailed(BackoffError::DeadlineExceded { source, .. }) => match source.downcast_ref::<Error>() {
             Some(error) => display(error, f),
