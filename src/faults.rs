@@ -36,7 +36,7 @@ pub const POINTS: [&str; 9] = [
 ];
 
 /// What can be broken.
-pub const BUGS: [&str; 6] = [
+pub const BUGS: [&str; 7] = [
     // A once-unit is sent as it stands.
     "no-marker",
     // The marker of a once-unit is set when its command is through, and not if that failed.
@@ -45,6 +45,8 @@ pub const BUGS: [&str; 6] = [
     "no-wait-for-checkpoint",
     // After an ambiguous result the old connection is left to itself.
     "no-client-kill",
+    // Whoever gives a partition up does not write down how far it came.
+    "no-last-checkpoint",
     // A relative TTL is sent as it stands.
     "relative-ttl-as-is",
     // Versions are compared as numbers of 53 bits.

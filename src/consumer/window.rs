@@ -151,6 +151,8 @@ pub struct Window {
     pub schedule: Schedule<UnitRef>,
     /// Something finished or failed since the last checkpoint.
     pub changed: bool,
+    /// Why the last checkpoint was not stored; none: it was.
+    pub unstored_because: Option<String>,
     pub committing: bool,
     /// A unit finished of which the next checkpoint says more than the last one.
     pub more_to_say: bool,
@@ -235,6 +237,7 @@ impl Window {
             reading_fails: false,
             schedule: Schedule::default(),
             changed: false,
+            unstored_because: None,
             committing: false,
             more_to_say: false,
             word_wanted: false,

@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    LAST_CHECKPOINT_BOUND, Question,
+    Question,
     entry::{Entry, TaskSlot, UnitRef},
     schedule::UnitId,
     seen::{Seen, Unsaved},
@@ -358,11 +358,10 @@ impl Worker {
         let windows = std::mem::take(&mut self.windows).into_values().filter(|window| !window.committing);
         let commits = windows.map(|window| async move {
             let checkpoint = window.checkpoint(boot_id, released).checkpoint;
-            let commit = log.commit(&window.partition, window.epoch, checkpoint);
-            let problem = match tokio::time::timeout(LAST_CHECKPOINT_BOUND, commit).await {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "there was no answer in time".to_owned(),
+            let problem = match leaving::commit_last(&**log, &window.partition, window.epoch, checkpoint).await {
+                Some(Ok(())) => return,
+                Some(Err(error)) => error.to_string(),
+                None => "there was no answer in time".to_owned(),
             };
             let partition = &window.partition;
             tracing::warn!(partition = %partition, "The last checkpoint of {partition} was not stored: {problem}");

@@ -68,6 +68,7 @@ mod failure;
 mod fetcher;
 mod group;
 mod inspection;
+mod login;
 pub mod nodelay;
 mod outbox;
 mod partitioner;

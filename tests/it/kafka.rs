@@ -199,6 +199,10 @@ fn tasks_of_the_other_way_of_keeping_them_are_not_forgotten() {
     let mut in_spool = start(&redis, &kafka, &unique("other"));
     in_spool.post(&set("waits", "key", "1"));
     in_spool.term();
+    let last = in_spool.logged("").pop().expect("it says something");
+    let said = last["message"].as_str().expect("a line has a message").to_owned();
+    let left = format!("1 tasks in {}", in_spool.data_dir().join("spool").display());
+    assert!(said.starts_with("Stopped") && said.contains(&left), "{said}");
     refused(&in_spool, &[], "wait for Kafka, and `kafka.brokers` is not set");
 }
 

@@ -267,6 +267,7 @@ impl Worker {
         match result {
             Ok(()) => {
                 window.checkpointed(cut);
+                window.unstored_because = None;
                 window.schedule.release_waiting();
                 if claim == Claim::Claiming {
                     window.claim = Claim::Held;
@@ -277,11 +278,16 @@ impl Worker {
             Err(error) => {
                 window.unsealed();
                 window.committing = true;
-                tracing::warn!(
-                    partition = %window.partition,
-                    "A checkpoint of {} was not stored: {error}",
-                    window.partition
-                );
+                let reason = Some(error.to_string());
+                // It is tried again and again, and said once.
+                if window.unstored_because != reason {
+                    tracing::warn!(
+                        partition = %window.partition,
+                        "A checkpoint of {} was not stored: {error}",
+                        window.partition
+                    );
+                    window.unstored_because = reason;
+                }
                 let gate = window.gate.clone();
                 self.events.push(Box::pin(async move {
                     // One that is to be given up need not wait.

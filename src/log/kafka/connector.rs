@@ -71,8 +71,9 @@ impl Connector {
     pub(super) async fn leader(&self, topic: &str, partition: u32) -> Result<Leader, Failure> {
         let (generation, client) = self.client().await?;
         let index = i32::try_from(partition).expect("Kafka counts partitions in 31 bits");
-        let connecting = client.partition_client(topic, index, UnknownTopicHandling::Error);
-        match self.settle(generation, timeout(self.attempt(), connecting).await) {
+        let topic = topic.to_owned();
+        let connecting = async move { client.partition_client(topic, index, UnknownTopicHandling::Error).await };
+        match self.settle(generation, self.attempt(connecting).await) {
             Ok(client) => {
                 // Before anything large is sent.
                 if let Err(error) = nodelay::set_on_new_connections(self.config.connect_timeout * 4) {
@@ -93,7 +94,7 @@ impl Connector {
     /// All topics of the cluster, and in passing what the library knows of their leaders.
     pub(super) async fn topics(&self) -> Result<Vec<Topic>, Failure> {
         let (generation, client) = self.client().await?;
-        self.settle(generation, timeout(self.attempt(), client.list_topics()).await)
+        self.settle(generation, timeout(self.patience(), client.list_topics()).await)
     }
 
     /// Connections of our own, for what the library cannot do.
@@ -138,7 +139,7 @@ impl Connector {
             .client_id(self.config.client_id.clone())
             .max_message_size(MAX_ANSWER_BYTES)
             .backoff_config(once());
-        let client = match timeout(self.attempt(), self.security.apply_to(builder).build()).await? {
+        let client = match self.attempt(self.security.apply_to(builder).build()).await? {
             Ok(client) => Arc::new(client),
             Err(error) => return Err(self.explain(error).await),
         };
@@ -158,7 +159,7 @@ impl Connector {
                 let question = MetadataRequest::default().with_topics(Some(Vec::new()));
                 connection.call(&question, self.config.request_timeout).await
             };
-            if let Ok(Err(problem)) = timeout(self.attempt(), ask).await {
+            if let Ok(Err(problem)) = timeout(self.patience(), ask).await {
                 return Failure::NoClient(problem.to_string());
             }
         }
@@ -186,9 +187,24 @@ impl Connector {
         }
     }
 
+    /// Makes a connection, once.
+    async fn attempt<T: Send + 'static>(
+        &self,
+        connecting: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Elapsed> {
+        match self.security.slow_login() {
+            Some(login) => login.in_turn(self.patience(), connecting).await,
+            None => timeout(self.patience(), connecting).await,
+        }
+    }
+
     /// How long one attempt may take: of several addresses one may lead nowhere, and then there must be time for another.
-    fn attempt(&self) -> Duration {
-        self.config.connect_timeout.min(self.config.produce_timeout / 3)
+    /// A login that takes long is not worth less patience than a connection of our own has.
+    fn patience(&self) -> Duration {
+        match self.security.slow_login() {
+            Some(_) => self.config.connect_timeout,
+            None => self.config.connect_timeout.min(self.config.produce_timeout / 3),
+        }
     }
 
     fn current(&self) -> MutexGuard<'_, Current> {

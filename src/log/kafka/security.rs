@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use rsasl::prelude::{SASLClient, SASLConfig, SASLError};
+use rsasl::prelude::SASLError;
 use rskafka::client as rskafka_client;
 use rustls::{
     ClientConfig, RootCertStore,
@@ -17,7 +17,10 @@ use rustls::{
     },
 };
 
-use super::config::{Mechanism, Sasl, Tls};
+use super::{
+    config::{Mechanism, Sasl, Tls},
+    login::Login,
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum SecurityError {
@@ -46,18 +49,10 @@ pub struct Security {
     sasl: Option<Login>,
 }
 
-/// How to log in.
-#[derive(Clone)]
-pub(super) struct Login {
-    pub(super) mechanism: Mechanism,
-    username: String,
-    password: String,
-}
-
 impl Security {
     /// Reads the files. It blocks.
     pub fn load(tls: Option<&Tls>, sasl: Option<&Sasl>) -> Result<Self, SecurityError> {
-        Ok(Self { tls: tls.map(client_config).transpose()?, sasl: sasl.map(Login::read).transpose()? })
+        Ok(Self { tls: tls.map(client_config).transpose()?, sasl: sasl.map(read_login).transpose()? })
     }
 
     /// For connections: `None` is plain TCP.
@@ -67,6 +62,11 @@ impl Security {
 
     pub(super) fn login(&self) -> Option<&Login> {
         self.sasl.as_ref()
+    }
+
+    /// A login that takes long.
+    pub(super) fn slow_login(&self) -> Option<&Login> {
+        self.login().filter(|login| login.hashes())
     }
 
     /// The same for the client that produces and fetches.
@@ -95,23 +95,16 @@ impl fmt::Debug for Security {
     }
 }
 
-impl Login {
-    fn read(sasl: &Sasl) -> Result<Self, SecurityError> {
-        let path = &sasl.password_file;
-        let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
-        let password = text.trim();
-        if password.is_empty() {
-            return Err(SecurityError::NoPassword { path: path.clone() });
-        }
-        let login = Self { mechanism: sasl.mechanism, username: sasl.username.clone(), password: password.to_owned() };
-        login.client()?;
-        Ok(login)
+fn read_login(sasl: &Sasl) -> Result<Login, SecurityError> {
+    let path = &sasl.password_file;
+    let text = std::fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
+    let password = text.trim();
+    if password.is_empty() {
+        return Err(SecurityError::NoPassword { path: path.clone() });
     }
-
-    /// The client side of one login.
-    pub(super) fn client(&self) -> Result<SASLClient, SASLError> {
-        SASLConfig::with_credentials(None, self.username.clone(), self.password.clone()).map(SASLClient::new)
-    }
+    let login = Login::new(sasl.mechanism, sasl.username.clone(), password.to_owned());
+    login.begin()?;
+    Ok(login)
 }
 
 fn client_config(tls: &Tls) -> Result<Arc<ClientConfig>, SecurityError> {

@@ -23,7 +23,6 @@ use kafka_protocol::{
     },
     protocol::{Decodable, Encodable, HeaderVersion, StrBytes},
 };
-use rsasl::prelude::Mechname;
 use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -32,16 +31,13 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::{
-    config::Config,
-    security::{Login, Security},
-};
+use super::{config::Config, login::Login, security::Security};
 
 /// The longest answer that is read. A group of a thousand members describes itself in less.
 const MAX_FRAME_BYTES: usize = 16 * 1024 * 1024;
 
 /// How often a password may be hashed for a login. Brokers ask for 4,096 to 16,384 times; what asks for more would keep
-/// this thread busy.
+/// a thread busy.
 const MAX_SCRAM_ITERATIONS: u64 = 100_000;
 
 /// The first byte of what a TLS server says to a client that does not speak TLS: an alert.
@@ -397,17 +393,13 @@ impl Connection {
             let offered: Vec<&str> = answer.mechanisms.iter().map(|offered| offered.as_str()).collect();
             return Err(self.refused(format!("{error}; it offers {}, not {mechanism}", offered.join(", "))));
         }
-        let name = Mechname::parse(mechanism.as_bytes()).map_err(|error| self.refused(error.to_string()))?;
-        let mut session = login
-            .client()
-            .and_then(|client| client.start_suggested(&[name]))
-            .map_err(|error| self.refused(error.to_string()))?;
-        let mut heard: Option<Bytes> = None;
+        let mut exchange = login.begin().map_err(|error| self.refused(error.to_string()))?;
+        let mut heard = None;
         loop {
-            let mut said = Vec::new();
-            let state = session.step(heard.as_deref(), &mut said).map_err(|error| self.refused(error.to_string()))?;
-            if state.has_sent_message() {
-                let request = SaslAuthenticateRequest::default().with_auth_bytes(said.into());
+            let step;
+            (exchange, step) = exchange.step(heard.take()).await.map_err(|error| self.refused(error.to_string()))?;
+            if let Some(words) = step.words {
+                let request = SaslAuthenticateRequest::default().with_auth_bytes(words);
                 let answer = self.call(&request, within).await?;
                 if let Some(error) = ResponseError::try_from_code(answer.error_code) {
                     let reason = answer.error_message.map_or_else(|| error.to_string(), |text| text.to_string());
@@ -418,7 +410,7 @@ impl Connection {
                 }
                 heard = Some(answer.auth_bytes);
             }
-            if state.is_finished() {
+            if step.is_last {
                 return Ok(());
             }
         }

@@ -85,15 +85,26 @@ impl Load {
 
     /// Stops to send, and waits until all that was accepted is made: each once, in its order.
     pub fn end(mut self, redis: &Redis) {
-        self.stop.store(true, Ordering::Relaxed);
-        for client in self.clients.drain(..) {
-            client.join().expect("no task is refused");
-        }
+        self.stop();
         self.wait_until_made(redis);
         for (key, count) in self.counts() {
             let expected: Vec<String> = (0..count).map(|number| format!("r{key}-{number}")).collect();
             assert_eq!(redis.list(&format!("list:{key}")), expected, "list:{key}");
             assert_eq!(redis.get(&format!("counter:{key}")), count.to_string(), "counter:{key}");
+        }
+    }
+
+    /// As [`Self::end`], of what repeats tasks: how many were made more than once.
+    pub fn end_with_repetitions(mut self, redis: &Redis) -> usize {
+        self.stop();
+        self.wait_until_made(redis);
+        self.counts().map(|(key, count)| redis.list(&format!("list:{key}")).len() - count).sum()
+    }
+
+    fn stop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for client in self.clients.drain(..) {
+            client.join().expect("no task is refused");
         }
     }
 

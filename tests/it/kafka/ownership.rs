@@ -167,14 +167,14 @@ fn task(number: usize) -> Value {
     }
 }
 
-#[test]
-fn rolling_restart_loses_repeats_and_reorders_nothing() {
-    let (redis, topic) = (Redis::start(&[]), unique("rolling"));
+/// Restarts three sidecars in turn while services hand in tasks.
+fn roll(redis: &Redis, bugs: &str) -> (Load, [Sidecar; 3]) {
+    let topic = unique("rolling");
     let mut flags = flags(Kafka::shared(), &topic);
     // What a sidecar spools has no order with what others take meanwhile.
     change(&mut flags, "--kafka-produce-timeout=20s");
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    let mut sidecars = [(); 3].map(|()| Sidecar::start(&redis.url(), &flags));
+    let mut sidecars = [(); 3].map(|()| Sidecar::start_with(bugs, &redis.url(), &flags));
     for sidecar in &sidecars {
         wait_until("Kafka takes tasks", || reaches_kafka(sidecar));
     }
@@ -187,5 +187,20 @@ fn rolling_restart_loses_repeats_and_reorders_nothing() {
         load.moved(number, sidecar.address());
     }
     load.go_on_for(200);
+    (load, sidecars)
+}
+
+#[test]
+fn rolling_restart_loses_repeats_and_reorders_nothing() {
+    let redis = Redis::start(&[]);
+    let (load, _sidecars) = roll(&redis, "");
     load.end(&redis);
+}
+
+/// What keeps tasks from being made twice, taken away: the test would notice.
+#[test]
+fn rolling_restart_that_repeats_would_be_noticed() {
+    let redis = Redis::start(&[]);
+    let (load, _sidecars) = roll(&redis, "no-marker,no-last-checkpoint");
+    assert!(load.end_with_repetitions(&redis) > 0, "nothing was made twice");
 }
