@@ -7,12 +7,11 @@ use std::{sync::Arc, time::Duration};
 use kafka_protocol::{
     error::ResponseError,
     messages::{
-        BrokerId, CreateTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest, FetchRequest,
-        FindCoordinatorRequest, GroupId, ListOffsetsRequest, MetadataRequest, OffsetFetchRequest, TopicName,
+        BrokerId, CreateTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest, FindCoordinatorRequest, GroupId,
+        ListOffsetsRequest, MetadataRequest, OffsetFetchRequest, TopicName,
         create_topics_request::{CreatableTopic, CreatableTopicConfig},
         describe_configs_request::DescribeConfigsResource,
         describe_groups_response::DescribedGroup,
-        fetch_request::{FetchPartition, FetchTopic},
         list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
         metadata_request::MetadataRequestTopic,
         metadata_response::MetadataResponseTopic,
@@ -65,7 +64,7 @@ impl AdminError {
         }
     }
 
-    fn refused(what: impl Into<String>, error: ResponseError, detail: Option<&str>) -> Self {
+    pub(super) fn refused(what: impl Into<String>, error: ResponseError, detail: Option<&str>) -> Self {
         let reason = match detail {
             Some(detail) if !detail.is_empty() => format!("{error}: {detail}"),
             _ => error.to_string(),
@@ -385,41 +384,22 @@ impl Admin {
         Ok(told)
     }
 
-    /// What lies in a partition from an offset on, as it was produced; at least one batch, where there is one. Does not wait.
-    pub(super) async fn fetch_batches(
+    /// A connection to the broker that leads a partition.
+    pub(super) async fn connect_to_leader(
         &mut self,
         topic: &Arc<str>,
         partition: u32,
-        from: u64,
-        max_bytes: i32,
-    ) -> Result<bytes::Bytes, AdminError> {
-        let what = || format!("{topic}/{partition}");
+    ) -> Result<Connection, AdminError> {
         let index = i32::try_from(partition).expect("Kafka counts partitions in 31 bits");
         let cluster = self.cluster(std::slice::from_ref(topic)).await?;
         let replicas = cluster.topics.get(&**topic).and_then(|partitions| partitions.get(&index));
-        let leader = replicas.and_then(|replicas| cluster.brokers.get(&replicas.leader?)).cloned();
-        let Some(leader) = leader else {
-            return Err(AdminError::refused(what(), ResponseError::LeaderNotAvailable, None));
+        let Some(leader) = replicas.and_then(|replicas| cluster.brokers.get(&replicas.leader?)) else {
+            let what = format!("{topic}/{partition}");
+            return Err(AdminError::refused(what, ResponseError::LeaderNotAvailable, None));
         };
-        let asked = FetchPartition::default()
-            .with_partition(index)
-            .with_current_leader_epoch(-1)
-            .with_fetch_offset(i64::try_from(from).expect("Kafka counts records in 63 bits"))
-            .with_partition_max_bytes(max_bytes);
-        let request = FetchRequest::default()
-            .with_replica_id(BrokerId(-1))
-            .with_max_bytes(max_bytes)
-            .with_session_epoch(-1)
-            .with_topics(vec![FetchTopic::default().with_topic(topic_name(topic)).with_partitions(vec![asked])]);
-        let answer = self.ask(&leader, &request, self.config.request_timeout).await?;
-        let told = answer.responses.into_iter().flat_map(|topic| topic.partitions).next();
-        let error = match &told {
-            None => ResponseError::try_from_code(answer.error_code).or(Some(ResponseError::UnknownServerError)),
-            Some(told) => ResponseError::try_from_code(told.error_code),
-        };
-        match error {
-            Some(error) => Err(AdminError::refused(what(), error, None)),
-            None => Ok(told.and_then(|told| told.records).unwrap_or_default()),
+        match self.connections.remove(leader) {
+            Some(connection) => Ok(connection),
+            None => Ok(self.dialer.connect(leader).await?),
         }
     }
 
