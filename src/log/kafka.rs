@@ -10,7 +10,7 @@
 //!
 //! append ─▶ producer ─▶ outbox of the partition ─▶ leader          (rskafka)
 //! consume ◀─ group (membership, leases, commits)                    (wire)
-//! reader ◀─ fetcher ◀─ leader                                       (rskafka)
+//! reader ◀─ fetcher ◀─ leader                                       (wire)
 //! checkpoint: watermark = committed offset, state = its metadata, in base64
 //! ```
 //!
@@ -37,7 +37,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    admin::{Admin, AdminError, Finding, Inspection, NewTopic, TopicKind},
+    admin::{Admin, AdminError, Finding, Inspection, NewTopic, TopicKind, Which},
     config::Config,
     connector::Connector,
     consumers::Consumers,
@@ -123,6 +123,8 @@ struct Inner {
     /// What each target is at this process: members of a group that do not agree on it do not share its tasks.
     identities: HashMap<Arc<str>, Arc<str>>,
     producer: Producer,
+    /// Reads tables.
+    tables: Connector,
     source: Source,
     making: tokio::sync::Mutex<()>,
     consumers: Arc<Consumers>,
@@ -144,19 +146,21 @@ impl KafkaLog {
         let security = Security::load(config.tls.as_ref(), config.sasl.as_ref())?;
         let depths = Arc::<Depths>::default();
         let source = Source {
-            connector: Arc::new(Connector::new(config.clone(), security.clone())),
+            config: config.clone(),
+            security: security.clone(),
             depths: depths.clone(),
             lost: Arc::default(),
             unreadable: Arc::default(),
             closing: CancellationToken::new(),
-            patience: config.request_timeout,
         };
+        let tables = Connector::new(config.clone(), security.clone());
         let producer = Producer::start(config.clone(), Connector::new(config.clone(), security.clone()), depths);
         let inner = Arc::new(Inner {
             config,
             security,
             identities,
             producer,
+            tables,
             source,
             making: tokio::sync::Mutex::default(),
             consumers: Arc::default(),
@@ -366,24 +370,24 @@ impl Inner {
         max_bytes: usize,
         visit: &mut dyn FnMut(Entry),
     ) -> Result<(), ReadError> {
-        let unavailable = |failure: failure::Failure| ReadError::Unavailable { reason: failure.to_string() };
-        // A client of its own: the connections of the others belong to another runtime.
-        let connector = Connector::new(self.config.clone(), self.security.clone());
-        let topic: Arc<str> = self.topic_of(&partition.queue).into();
-        let topics = connector.topics().await.map_err(unavailable)?;
+        let unavailable = |error: AdminError| ReadError::Unavailable { reason: error.to_string() };
+        let place = (Arc::<str>::from(self.topic_of(&partition.queue)), partition.index);
+        let mut admin = Admin::new(self.config.clone(), self.security.clone());
+        let cluster = admin.cluster(std::slice::from_ref(&place.0)).await.map_err(unavailable)?;
         let index = i32::try_from(partition.index).expect("Kafka counts partitions in 31 bits");
-        if !topics.iter().any(|found| *found.name == *topic && found.partitions.contains(&index)) {
+        if !cluster.topics.get(&*place.0).is_some_and(|partitions| partitions.contains_key(&index)) {
             return Ok(());
         }
-        // What is read here is read again, and counted then.
-        let (lost, unreadable) = (Arc::default(), Arc::default());
-        let source = Source { connector: Arc::new(connector), lost, unreadable, ..self.source.clone() };
-        let leader = source.connector.leader(&topic, partition.index).await.map_err(unavailable)?;
-        let deadline = || Instant::now() + source.patience;
-        let end = leader.latest(deadline()).await.map_err(unavailable)?;
-        let oldest = leader.earliest(deadline()).await.map_err(unavailable)?;
+        let mut offset = async |which| {
+            let told = admin.offsets(&cluster, which, std::slice::from_ref(&place)).await.map_err(unavailable)?;
+            let leaderless = || ReadError::Unavailable { reason: format!("nobody leads {}/{}", place.0, place.1) };
+            told.get(&place).map(|told| told.offset).ok_or_else(leaderless)
+        };
+        let (oldest, end) = (offset(Which::Start).await?, offset(Which::End).await?);
         let start = end.saturating_sub(max_records as u64).max(oldest);
-        let mut reader = Fetcher::new(source.clone(), (topic, partition.index), Some(start));
+        // What is read here is read again, and counted then.
+        let source = Source { lost: Arc::default(), unreadable: Arc::default(), ..self.source.clone() };
+        let mut reader = Fetcher::new(source, place, Some(start)).without_waiting();
         let mut last = VecDeque::new();
         let mut bytes = 0;
         while let Some(entries) = reader.next_below(end).await? {

@@ -7,12 +7,11 @@ use std::{sync::Arc, time::Duration};
 use kafka_protocol::{
     error::ResponseError,
     messages::{
-        BrokerId, CreateTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest, FetchRequest,
-        FindCoordinatorRequest, GroupId, ListOffsetsRequest, MetadataRequest, OffsetFetchRequest, TopicName,
+        BrokerId, CreateTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest, FindCoordinatorRequest, GroupId,
+        ListOffsetsRequest, MetadataRequest, OffsetFetchRequest, TopicName,
         create_topics_request::{CreatableTopic, CreatableTopicConfig},
         describe_configs_request::DescribeConfigsResource,
         describe_groups_response::DescribedGroup,
-        fetch_request::{FetchPartition, FetchTopic},
         list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
         metadata_request::MetadataRequestTopic,
         metadata_response::MetadataResponseTopic,
@@ -53,7 +52,7 @@ pub enum AdminError {
     #[error(transparent)]
     Wire(#[from] WireError),
     #[error("{what}: {reason}")]
-    Refused { what: String, reason: String, transient: bool },
+    Refused { what: String, reason: String, error: ResponseError },
     /// The user lacks a permission.
     #[error("{resource}: {reason}; allow {operation} on it")]
     Forbidden { resource: String, operation: &'static str, reason: String },
@@ -65,12 +64,12 @@ impl AdminError {
         match self {
             Self::NoBrokers | Self::Forbidden { .. } => true,
             Self::Wire(error) => error.is_permanent(),
-            Self::Refused { transient, .. } => !transient,
+            Self::Refused { error, .. } => !error.is_retriable(),
         }
     }
 
     /// What a broker answered of a resource, which it takes the permission of `operation` to ask for.
-    fn refused(
+    pub(super) fn refused(
         resource: impl Into<String>,
         operation: &'static str,
         error: ResponseError,
@@ -87,7 +86,7 @@ impl AdminError {
             ResponseError::ClusterAuthorizationFailed => {
                 Self::Forbidden { resource: "the cluster".to_owned(), operation, reason }
             }
-            _ => Self::Refused { what: resource.into(), reason, transient: error.is_retriable() },
+            _ => Self::Refused { what: resource.into(), reason, error },
         }
     }
 }
@@ -410,41 +409,25 @@ impl Admin {
         Ok(told)
     }
 
-    /// What lies in a partition from an offset on, as it was produced; at least one batch, where there is one. Does not wait.
-    pub(super) async fn fetch_batches(
+    /// A connection to the broker that leads a partition.
+    pub(super) async fn connect_to_leader(
         &mut self,
         topic: &Arc<str>,
         partition: u32,
-        from: u64,
-        max_bytes: i32,
-    ) -> Result<bytes::Bytes, AdminError> {
-        let what = || format!("topic {topic}, partition {partition}");
+    ) -> Result<Connection, AdminError> {
+        let refused =
+            |error| Err(AdminError::refused(format!("topic {topic}, partition {partition}"), "Read", error, None));
         let index = i32::try_from(partition).expect("Kafka counts partitions in 31 bits");
         let cluster = self.cluster(std::slice::from_ref(topic)).await?;
-        let replicas = cluster.topics.get(&**topic).and_then(|partitions| partitions.get(&index));
-        let leader = replicas.and_then(|replicas| cluster.brokers.get(&replicas.leader?)).cloned();
-        let Some(leader) = leader else {
-            return Err(AdminError::refused(what(), "Read", ResponseError::LeaderNotAvailable, None));
+        let Some(replicas) = cluster.topics.get(&**topic).and_then(|partitions| partitions.get(&index)) else {
+            return refused(ResponseError::UnknownTopicOrPartition);
         };
-        let asked = FetchPartition::default()
-            .with_partition(index)
-            .with_current_leader_epoch(-1)
-            .with_fetch_offset(i64::try_from(from).expect("Kafka counts records in 63 bits"))
-            .with_partition_max_bytes(max_bytes);
-        let request = FetchRequest::default()
-            .with_replica_id(BrokerId(-1))
-            .with_max_bytes(max_bytes)
-            .with_session_epoch(-1)
-            .with_topics(vec![FetchTopic::default().with_topic(topic_name(topic)).with_partitions(vec![asked])]);
-        let answer = self.ask(&leader, &request, self.config.request_timeout).await?;
-        let told = answer.responses.into_iter().flat_map(|topic| topic.partitions).next();
-        let error = match &told {
-            None => ResponseError::try_from_code(answer.error_code).or(Some(ResponseError::UnknownServerError)),
-            Some(told) => ResponseError::try_from_code(told.error_code),
+        let Some(leader) = replicas.leader.and_then(|leader| cluster.brokers.get(&leader)) else {
+            return refused(ResponseError::LeaderNotAvailable);
         };
-        match error {
-            Some(error) => Err(AdminError::refused(what(), "Read", error, None)),
-            None => Ok(told.and_then(|told| told.records).unwrap_or_default()),
+        match self.connections.remove(leader) {
+            Some(connection) => Ok(connection),
+            None => Ok(self.dialer.connect(leader).await?),
         }
     }
 

@@ -1,5 +1,5 @@
-//! Batches of records as other programs make them, where the library does not read them: it takes no header without a
-//! value, no name of one that is not UTF-8, and no zstd or lz4.
+//! Batches of records, as brokers send them and whoever produced made them. A record's value is a slice of the answer:
+//! nothing is copied but headers, whose form is another one here.
 //!
 //! ```text
 //! | base offset i64 | length i32 | leader epoch i32 | version i8 = 2 | CRC-32C u32 | attributes i16 |
@@ -12,15 +12,19 @@
 //! Numbers are big-endian; those of a record are zigzag varints, and its texts have one for their length, -1 for none.
 //! What cannot be taken apart is handed out whole, as one record: it is no task, and becomes a dead letter with its bytes.
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 
 use crate::log::{Entry, Headers, HeadersBuilder, Record};
+
+mod compression;
 
 /// From the beginning to the attributes, and to the records.
 const CHECKED_FROM: usize = 21;
 const HEAD_BYTES: usize = 61;
 /// What the length does not count.
 const LENGTH_END: usize = 12;
+/// Lengths, deltas and a count of one byte each.
+const LEAST_RECORD_BYTES: usize = 7;
 
 const VERSION: u8 = 2;
 const COMPRESSION: i16 = 0b111;
@@ -99,17 +103,17 @@ fn records(batch: &Bytes) -> Result<Vec<Entry>, &'static str> {
     if attributes & CONTROL != 0 {
         return Ok(Vec::new());
     }
-    if attributes & COMPRESSION != 0 {
-        return Err("it is compressed in a way that is not read here");
-    }
+    let records = compression::unpack(attributes & COMPRESSION, batch.slice(HEAD_BYTES..))?;
     let first_time = i64::from_be_bytes(take(batch, 27));
     let last_time = i64::from_be_bytes(take(batch, 35));
     let base = number(batch, 0);
-    let mut rest = batch.slice(HEAD_BYTES..);
-    let mut entries = Vec::new();
+    let mut rest: &[u8] = &records;
+    // What it says of their number is checked by nobody.
+    let count = u32::from_be_bytes(take(batch, 57)) as usize;
+    let mut entries = Vec::with_capacity(count.min(rest.len() / LEAST_RECORD_BYTES));
     while !rest.is_empty() {
-        let mut record = field(&mut rest).flatten().ok_or("a record of it is cut off")?;
-        let parsed = record_in(&mut record).ok_or("a record of it cannot be taken apart")?;
+        let record = field(&mut rest).flatten().ok_or("a record of it is cut off")?;
+        let parsed = record_in(record, &records).ok_or("a record of it cannot be taken apart")?;
         let (time_delta, offset_delta, record) = parsed;
         let at_ms =
             if attributes & TIME_IS_OF_THE_LOG != 0 { last_time } else { first_time.saturating_add(time_delta) };
@@ -120,39 +124,41 @@ fn records(batch: &Bytes) -> Result<Vec<Entry>, &'static str> {
     Ok(entries)
 }
 
-/// The deltas of its time and offset, and what of it has a place here.
-fn record_in(bytes: &mut Bytes) -> Option<(i64, i64, Record)> {
-    bytes.try_get_u8().ok()?;
-    let (time_delta, offset_delta) = (varint(bytes)?, varint(bytes)?);
-    let _key = field(bytes)?;
-    let value = field(bytes)?.unwrap_or_default();
-    let count = varint(bytes)?;
-    let mut headers = HeadersBuilder::default();
+/// The deltas of its time and offset, and what of it has a place here: a slice of `records`, and its headers.
+fn record_in(mut bytes: &[u8], records: &Bytes) -> Option<(i64, i64, Record)> {
+    bytes = bytes.get(1..)?;
+    let (time_delta, offset_delta) = (varint(&mut bytes)?, varint(&mut bytes)?);
+    let _key = field(&mut bytes)?;
+    let value = field(&mut bytes)?.map(|value| records.slice_ref(value)).unwrap_or_default();
+    let count = varint(&mut bytes)?;
+    // Lengths of two bytes and more in all are there already, and three are needed.
+    let mut headers = HeadersBuilder::with_capacity(bytes.len() + usize::try_from(count).unwrap_or(0).min(bytes.len()));
     for _ in 0..count {
-        let name = field(bytes)??;
-        let name = String::from_utf8_lossy(&name);
-        let value = field(bytes)?.unwrap_or_default();
+        let name = String::from_utf8_lossy(field(&mut bytes)??);
+        let value = field(&mut bytes)?.unwrap_or_default();
         if name.len() <= usize::from(u8::MAX) && value.len() <= usize::from(u16::MAX) {
-            headers.push(&name, &value);
+            headers.push(&name, value);
         }
     }
     Some((time_delta, offset_delta, Record { headers: headers.build(), value }))
 }
 
 /// Bytes with their length before them; `Some(None)` where there are none on purpose.
-fn field(bytes: &mut Bytes) -> Option<Option<Bytes>> {
+fn field<'a>(bytes: &mut &'a [u8]) -> Option<Option<&'a [u8]>> {
     let length = varint(bytes)?;
     if length == -1 {
         return Some(None);
     }
-    let length = usize::try_from(length).ok()?;
-    (length <= bytes.len()).then(|| Some(bytes.split_to(length)))
+    let (field, rest) = bytes.split_at_checked(usize::try_from(length).ok()?)?;
+    *bytes = rest;
+    Some(Some(field))
 }
 
-fn varint(bytes: &mut Bytes) -> Option<i64> {
+fn varint(bytes: &mut &[u8]) -> Option<i64> {
     let mut value: u64 = 0;
     for shift in (0..64).step_by(7) {
-        let byte = bytes.try_get_u8().ok()?;
+        let (&byte, rest) = bytes.split_first()?;
+        *bytes = rest;
         value |= u64::from(byte & 0x7f) << shift;
         if byte & 0x80 == 0 {
             return Some((value >> 1) as i64 ^ -((value & 1) as i64));
@@ -251,6 +257,30 @@ mod tests {
     }
 
     #[test]
+    fn header_that_has_no_place_is_left_out() {
+        let value = vec![b'v'; 65_536];
+        let (longest, too_long) = ("n".repeat(255), "n".repeat(256));
+        let headers: &[testing::Header<'_>] = &[
+            (b"a", Some(&value[1..])),
+            (b"b", Some(&value)),
+            (longest.as_bytes(), Some(b"v")),
+            (too_long.as_bytes(), Some(b"v")),
+            (b"z", Some(b"")),
+        ];
+        let read = read(batch(0, 0, &[(b"{}", headers)]).into(), 0);
+        let names: Vec<String> = self::headers(&read.entries[0]).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["a", &longest, "z"]);
+    }
+
+    #[test]
+    fn value_is_a_slice_of_what_was_read() {
+        let answer = Bytes::from(batch(0, 0, &[(b"{}", &[])]));
+        let read = read(answer.clone(), 0);
+        let value = &read.entries[0].record.value;
+        assert!(answer.as_ptr_range().contains(&value.as_ptr()), "{value:?}");
+    }
+
+    #[test]
     fn batch_that_cannot_be_read_is_one_record_with_its_bytes() {
         let check = |answer: Vec<u8>, why: &str| {
             let bytes = answer.clone();
@@ -260,6 +290,11 @@ mod tests {
             assert!(read.unreadable[0].why.contains(why), "{:?}", read.unreadable);
         };
         check(testing::raw_batch(4, 0, 2, b"zstd"), "compressed");
+        check(testing::raw_batch(1, 0, 2, b"no gzip"), "gzip is broken");
+        check(testing::raw_batch(2, 0, 2, b"\x05no Snappy"), "Snappy is broken");
+        check(testing::raw_batch(2, 0, 2, b"\x82SNAPPY\0 version and more"), "Snappy is cut off");
+        // As many bytes as four can say.
+        check(testing::raw_batch(2, 0, 2, b"\xff\xff\xff\xff\x0f"), "too many bytes");
         check(testing::raw_batch(0, 0, 2, b"\x7f"), "cut off");
         check(testing::raw_batch(0, 0, 2, b"\x02\x00"), "taken apart");
         let mut damaged = batch(0, 0, &[(b"1", &[]), (b"2", &[])]);

@@ -26,7 +26,6 @@ use rskafka::{
 use tokio::time::{Instant, error::Elapsed, timeout, timeout_at};
 
 use super::{
-    admin::Admin,
     config::Config,
     failure::{Cause, Failure},
     nodelay,
@@ -37,8 +36,7 @@ use super::{
 /// The largest answer that is read: a fetch asks for much less, but gets one batch of records whole.
 const MAX_ANSWER_BYTES: usize = 32 << 20;
 
-/// Makes clients for one purpose. Producing and fetching have one each, as a fetch that waits for records holds up what
-/// is asked for behind it.
+/// Makes clients for one purpose.
 pub(super) struct Connector {
     config: Arc<Config>,
     security: Security,
@@ -95,11 +93,6 @@ impl Connector {
     pub(super) async fn topics(&self) -> Result<Vec<Topic>, Failure> {
         let (generation, client) = self.client().await?;
         self.settle(generation, timeout(self.patience(), client.list_topics()).await)
-    }
-
-    /// Connections of our own, for what the library cannot do.
-    pub(super) fn admin(&self) -> Admin {
-        Admin::new(self.config.clone(), self.security.clone())
     }
 
     /// The client from which this leader came is not used again: it may know too little, or be stuck.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use rskafka::{
     BackoffError,
-    client::error::{Error, ProtocolError, RequestContext, RequestError},
+    client::error::{Error, ProtocolError, RequestContext},
 };
 
 /// Why a call did not succeed.
@@ -44,26 +44,6 @@ impl Failure {
             Self::Late | Self::NoClient(_) => Cause::Broken,
             Self::Client(error) => cause_of(error),
         }
-    }
-
-    /// Whether what came was whole and cannot be read: it will be the same the next time.
-    pub(super) fn is_unreadable(&self) -> bool {
-        matches!(self, Self::Client(error) if is_unreadable(error))
-    }
-}
-
-fn is_unreadable(error: &Error) -> bool {
-    match error {
-        Error::Request(RequestError::ReadError(_) | RequestError::ReadVersionedError(_))
-        | Error::InvalidResponse(_) => true,
-        // The library asks in a version that a broker brings no zstd in.
-        Error::ServerError { protocol_error, .. } => {
-            matches!(protocol_error, ProtocolError::UnsupportedCompressionType | ProtocolError::CorruptMessage)
-        }
-        Error::RetryFailed(BackoffError::DeadlineExceded { source, .. }) => {
-            source.downcast_ref().is_some_and(is_unreadable)
-        }
-        _ => false,
     }
 }
 

@@ -1,9 +1,8 @@
-//! Reads one partition: fetches ahead of what was handed out by one answer at most, whole batches of records as brokers
-//! send them.
+//! Reads one partition: whole batches of records as brokers send them, one answer at a time, and the next one when that
+//! was handed out. To ask ahead was tried, and gained nothing: while one partition waits for its answer others are worked on.
 //!
-//! Offsets have holes: those of control records, and of what a compaction took. Where an answer has no record though
-//! there is something to read, the next offset is tried, and not before it is certain that this one has none: a
-//! transaction may have been open when the fetch was answered, and closed since.
+//! Offsets have holes: those of control records, and of what a compaction took. A batch says where the next one begins,
+//! also where all of its records are gone; where no batch comes there is none yet.
 
 use std::{
     collections::VecDeque,
@@ -14,53 +13,62 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
-use rskafka::record::RecordAndOffset;
-use tokio::time::{Instant, timeout};
+use futures_util::{FutureExt as _, future::BoxFuture};
+use kafka_protocol::{
+    error::ResponseError,
+    messages::{
+        BrokerId, FetchRequest, FetchResponse,
+        fetch_request::{FetchPartition, FetchTopic},
+        fetch_response::PartitionData,
+    },
+};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    admin::{Admin, AdminError, Which, milliseconds, topic_name},
     batch,
-    connector::{Connector, Leader, offset},
+    config::Config,
     depths::{Depths, Place},
-    failure::{Cause, Failure},
     group::Doubt,
-    record::from_kafka,
+    security::Security,
+    wire::{Connection, WireError},
 };
 use crate::log::{Entry, ReadError, Reader};
 
 /// One answer has at most this many bytes, or one batch of records.
-const FETCH_BYTES: usize = 256 << 10;
-/// One answer has one batch of records.
-const FEW_BYTES: usize = 1;
-/// How long a broker waits for a record before it answers that there is none.
+const FETCH_BYTES: i32 = 256 << 10;
+/// How long a broker waits for a record where somebody waits for one.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// So often in a row a partition has to end before what was read of it.
 const CERTAIN: u32 = 2;
 /// How long the last look may take after the log was closed.
 const LAST_LOOK: Duration = Duration::from_secs(1);
+/// What a transaction has not committed is not there yet.
+const READ_COMMITTED: i8 = 1;
 
 /// What the readers of a log share.
 #[derive(Clone)]
 pub(super) struct Source {
-    pub(super) connector: Arc<Connector>,
+    pub(super) config: Arc<Config>,
+    pub(super) security: Security,
     pub(super) depths: Arc<Depths>,
     /// Records that were deleted before they were read.
     pub(super) lost: Arc<AtomicU64>,
     /// Batches that could not be read as they are.
     pub(super) unreadable: Arc<AtomicU64>,
     pub(super) closing: CancellationToken,
-    /// How long an answer may take that nobody has to wait for.
-    pub(super) patience: Duration,
 }
 
 /// What an answer brought.
-type Fetched = Result<Vec<Entry>, Failure>;
+type Fetched = Result<Vec<Entry>, AdminError>;
 
 /// A [`Reader`] of one partition.
 pub(super) struct Fetcher {
     source: Source,
     place: Place,
+    /// How long a broker waits for a record before it answers that there is none.
+    wait: Duration,
     cursor: Cursor,
     /// A fetch under way, with the cursor; kept here, so that a dropped future loses nothing.
     fetching: Option<BoxFuture<'static, (Cursor, Fetched)>>,
@@ -73,18 +81,26 @@ pub(super) struct Fetcher {
 /// Where reading goes on, and over which connection.
 #[derive(Default)]
 struct Cursor {
-    leader: Option<Leader>,
+    /// To the broker that leads it.
+    leader: Option<Connection>,
     /// None before the first fetch of a partition that is read from its beginning.
     next: Option<u64>,
     /// How often in a row the partition ended before `next`.
     beyond_end: u32,
+    /// Where a batch begins that could not be read: it may be another one when it comes again.
+    doubted: Option<u64>,
 }
 
 impl Fetcher {
     /// Reads from an offset on, or from the oldest record that there is.
     pub(super) fn new(source: Source, place: Place, from: Option<u64>) -> Self {
         let cursor = Cursor { next: from, ..Cursor::default() };
-        Self { source, place, cursor, fetching: None, held: VecDeque::new(), doubts: None }
+        Self { source, place, wait: LONGEST_WAIT, cursor, fetching: None, held: VecDeque::new(), doubts: None }
+    }
+
+    /// For [`Fetcher::next_below`], which waits for nothing.
+    pub(super) fn without_waiting(self) -> Self {
+        Self { wait: Duration::ZERO, ..self }
     }
 
     /// Tells what it finds out about the assignment.
@@ -99,37 +115,42 @@ impl Fetcher {
                 Some(fetched) => fetched,
                 None => self.look_once_more().await?,
             };
-            self.held.extend(fetched.map_err(|failure| ReadError::Unavailable { reason: failure.to_string() })?);
+            self.held = fetched.map_err(unavailable)?.into();
         }
         Ok(self.hand_out(max_bytes))
     }
 
-    /// The next entries below `end`; none when there are no more.
+    /// The next entries below `end` that can be read now; none when there are no more.
     pub(super) async fn next_below(&mut self, end: u64) -> Result<Option<Vec<Entry>>, ReadError> {
-        while self.held.is_empty() {
-            if self.cursor.next.is_some_and(|next| next >= end) {
+        loop {
+            let next = self.cursor.next;
+            if next.is_some_and(|next| next >= end) {
                 return Ok(None);
             }
-            let entries = self.fetch().await;
-            let entries = entries.map_err(|failure| ReadError::Unavailable { reason: failure.to_string() })?;
-            self.held.extend(entries.into_iter().filter(|entry| entry.offset < end));
+            let mut entries = self.fetch().await.map_err(unavailable)?;
+            if self.cursor.next == next && self.cursor.doubted.is_none() {
+                return Ok(None);
+            }
+            entries.retain(|entry| entry.offset < end);
+            if !entries.is_empty() {
+                return Ok(Some(entries));
+            }
         }
-        Ok(Some(self.held.drain(..).collect()))
     }
 
     /// What the next answer brings.
     async fn fetch(&mut self) -> Fetched {
         let fetching = self.fetching.get_or_insert_with(|| {
             let cursor = std::mem::take(&mut self.cursor);
-            Box::pin(step(self.source.clone(), self.place.clone(), cursor, LONGEST_WAIT))
+            Box::pin(step(self.source.clone(), self.place.clone(), cursor, self.wait))
         });
         let (cursor, fetched) = fetching.await;
         self.fetching = None;
         self.cursor = cursor;
-        if let (Some(doubts), Err(failure)) = (&self.doubts, &fetched) {
-            match failure.cause() {
-                Cause::Unknown => doubts(Doubt::Missing),
-                Cause::OutOfRange if self.cursor.beyond_end >= CERTAIN => doubts(Doubt::Cut),
+        if let (Some(doubts), Err(AdminError::Refused { error, .. })) = (&self.doubts, &fetched) {
+            match error {
+                ResponseError::UnknownTopicOrPartition => doubts(Doubt::Missing),
+                ResponseError::OffsetOutOfRange if self.cursor.beyond_end >= CERTAIN => doubts(Doubt::Cut),
                 _ => {}
             }
         }
@@ -140,7 +161,7 @@ impl Fetcher {
     async fn look_once_more(&mut self) -> Result<Fetched, ReadError> {
         if let Some(fetching) = self.fetching.take() {
             // It waits for records to come, unless it was answered by now; and it has the cursor.
-            match futures_util::FutureExt::now_or_never(fetching) {
+            match fetching.now_or_never() {
                 Some((cursor, fetched)) => {
                     self.cursor = cursor;
                     if fetched.as_ref().is_ok_and(|entries| !entries.is_empty()) {
@@ -162,17 +183,14 @@ impl Fetcher {
     }
 
     fn hand_out(&mut self, max_bytes: usize) -> Vec<Entry> {
-        let mut entries = Vec::new();
         let mut bytes = 0;
-        while let Some(entry) = self.held.pop_front() {
+        let fits = |entry: &&Entry| {
             bytes += entry.record.size();
-            if bytes > max_bytes && !entries.is_empty() {
-                self.held.push_front(entry);
-                break;
-            }
-            entries.push(entry);
-        }
-        entries
+            bytes <= max_bytes
+        };
+        let count = self.held.iter().take_while(fits).count().max(1);
+        let rest = self.held.split_off(count);
+        std::mem::replace(&mut self.held, rest).into()
     }
 }
 
@@ -182,69 +200,102 @@ impl Reader for Fetcher {
     }
 }
 
-/// Fetches once, with the cursor moved on by what came of it.
+fn unavailable(error: AdminError) -> ReadError {
+    ReadError::Unavailable { reason: error.to_string() }
+}
+
+/// Takes one answer, with the cursor moved on by what came of it.
 async fn step(source: Source, place: Place, mut cursor: Cursor, wait: Duration) -> (Cursor, Fetched) {
-    let leader = match cursor.leader.take() {
-        Some(leader) => leader,
-        None => match source.connector.leader(&place.0, place.1).await {
-            Ok(leader) => leader,
-            Err(failure) => return (cursor, Err(failure)),
-        },
-    };
-    let fetched = fetch(&source, &place, &leader, &mut cursor, wait).await;
-    match fetched.as_ref().map_err(Failure::cause) {
-        Err(Cause::Broken) => source.connector.discard(leader),
-        Err(Cause::Moved | Cause::Unknown) => {}
-        _ => cursor.leader = Some(leader),
-    }
+    let fetched = fetch(&source, &place, &mut cursor, wait).await;
     (cursor, fetched)
 }
 
-async fn fetch(source: &Source, place: &Place, leader: &Leader, cursor: &mut Cursor, wait: Duration) -> Fetched {
-    let deadline = || Instant::now() + source.patience;
+/// After an error there is no connection: who leads the partition is found out anew.
+async fn fetch(source: &Source, place: &Place, cursor: &mut Cursor, wait: Duration) -> Fetched {
     let from = match cursor.next {
         Some(from) => from,
-        None => *cursor.next.insert(leader.earliest(deadline()).await?),
+        None => *cursor.next.insert(earliest(source, place).await?),
     };
-    let mut looked = look(leader, from, wait, source.patience).await;
-    if looked.as_ref().is_err_and(Failure::is_unreadable) {
-        // The next batch by itself may be a good one.
-        looked = look_at(leader, from, FEW_BYTES, Duration::ZERO, source.patience).await;
-    }
-    let look = match looked {
-        Err(failure) if failure.is_unreadable() => {
-            return fetch_odd(source, place, from, &mut cursor.next, &failure).await;
-        }
-        Err(failure) if failure.cause() == Cause::OutOfRange => {
+    let (leader, answered) = ask(source, place, cursor.leader.take(), &question(place, from, wait), wait).await?;
+    let told = answered.responses.into_iter().flat_map(|topic| topic.partitions).next();
+    let code = told.as_ref().map_or(answered.error_code, |told| told.error_code);
+    let told = match (ResponseError::try_from_code(code), told) {
+        (None, Some(told)) => told,
+        (Some(error @ ResponseError::OffsetOutOfRange), _) => {
             let beyond_end = &mut cursor.beyond_end;
-            cursor.next = Some(oldest(source, place, leader, from, failure, beyond_end).await?);
+            cursor.next = Some(oldest(source, place, from, error, beyond_end).await?);
             return Ok(Vec::new());
         }
-        look => look?,
+        (error, _) => return Err(refused(place, error.unwrap_or(ResponseError::UnknownServerError))),
     };
-    source.depths.note_end(&place.0, place.1, look.end);
     cursor.beyond_end = 0;
-    cursor.next = Some(look.next);
-    Ok(look.records.into_iter().map(from_kafka).collect())
+    let entries = take_apart(source, place, from, cursor, told)?;
+    // What is in doubt comes over another connection.
+    cursor.leader = Some(leader).filter(|_| cursor.doubted.is_none());
+    Ok(entries)
 }
 
-/// What there is from an offset on.
-pub(super) struct Look {
-    pub(super) records: Vec<RecordAndOffset>,
-    /// Where to look next.
-    pub(super) next: u64,
-    /// The offset after the last record that is durable.
-    end: u64,
+/// What the leader answers, with the connection to it: the one that there is, or a new one.
+async fn ask(
+    source: &Source,
+    place: &Place,
+    leader: Option<Connection>,
+    question: &FetchRequest,
+    wait: Duration,
+) -> Result<(Connection, FetchResponse), AdminError> {
+    let within = wait + source.config.request_timeout;
+    if let Some(mut leader) = leader {
+        match leader.call(question, within).await {
+            Ok(answer) => return Ok((leader, answer)),
+            // Brokers close connections that were quiet for long, and when a login is over.
+            Err(WireError::Closed { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut leader = admin(source).connect_to_leader(&place.0, place.1).await?;
+    let answer = leader.call(question, within).await?;
+    Ok((leader, answer))
 }
 
-/// Reads what the library does not.
-async fn fetch_odd(source: &Source, place: &Place, from: u64, next: &mut Option<u64>, failure: &Failure) -> Fetched {
+fn admin(source: &Source) -> Admin {
+    Admin::new(source.config.clone(), source.security.clone())
+}
+
+fn refused((topic, partition): &Place, error: ResponseError) -> AdminError {
+    AdminError::refused(format!("topic {topic}, partition {partition}"), "Read", error, None)
+}
+
+/// What a leader is asked: for what there is from an offset on, or for what comes there within `wait`.
+fn question((topic, partition): &Place, from: u64, wait: Duration) -> FetchRequest {
+    let index = i32::try_from(*partition).expect("Kafka counts partitions in 31 bits");
+    let asked = FetchPartition::default()
+        .with_partition(index)
+        .with_current_leader_epoch(-1)
+        .with_fetch_offset(i64::try_from(from).expect("Kafka counts records in 63 bits"))
+        .with_partition_max_bytes(FETCH_BYTES);
+    FetchRequest::default()
+        .with_replica_id(BrokerId(-1))
+        .with_max_wait_ms(milliseconds(wait))
+        .with_min_bytes(1)
+        .with_max_bytes(FETCH_BYTES)
+        .with_isolation_level(READ_COMMITTED)
+        .with_session_epoch(-1)
+        .with_topics(vec![FetchTopic::default().with_topic(topic_name(topic)).with_partitions(vec![asked])])
+}
+
+/// The records of an answer, as far as they can be read or have come twice; the cursor moves behind them.
+fn take_apart(source: &Source, place: &Place, from: u64, cursor: &mut Cursor, told: PartitionData) -> Fetched {
     let (topic, partition) = place;
-    let mut admin = source.connector.admin();
-    let answer = admin.fetch_batches(topic, *partition, from, FEW_BYTES as i32).await;
-    let answer = answer.map_err(|error| Failure::NoClient(error.to_string()))?;
-    let batches = batch::read(answer, from);
-    tracing::debug!("Records of {topic}/{partition} from {from} on are taken apart here: {failure}");
+    let answer = told.records.unwrap_or_default();
+    let is_empty = answer.is_empty();
+    let mut batches = batch::read(answer, from);
+    let doubted = batches.unreadable.iter().position(|batch| cursor.doubted != Some(batch.first));
+    cursor.doubted = doubted.map(|at| batches.unreadable[at].first);
+    if let (Some(at), Some(first)) = (doubted, cursor.doubted) {
+        batches.unreadable.truncate(at);
+        batches.entries.retain(|entry| entry.offset < first);
+        batches.next = Some(first.max(from));
+    }
     for batch::Unreadable { first, last, bytes, why } in &batches.unreadable {
         source.unreadable.fetch_add(1, Ordering::Relaxed);
         tracing::error!(
@@ -255,55 +306,33 @@ async fn fetch_odd(source: &Source, place: &Place, from: u64, next: &mut Option<
             bytes.min(&batch::MAX_KEPT_BYTES)
         );
     }
-    // An answer without a whole batch is no answer.
-    let Some(after) = batches.next else {
-        return Err(Failure::NoClient(format!("there is no batch of records at {from}: {failure}")));
+    let Some(after) = batches.next.or(is_empty.then_some(from)) else {
+        // Asked again, it would say the same.
+        return Err(refused(place, ResponseError::CorruptMessage));
     };
-    source.depths.note_end(topic, *partition, after);
-    *next = Some(after);
+    source.depths.note_end(topic, *partition, u64::try_from(told.high_watermark).unwrap_or(0).max(after));
+    cursor.next = Some(after);
     Ok(batches.entries)
 }
 
-/// Asks once. There may be none, though there are more to come: then the next look is at a later offset.
-pub(super) async fn look(leader: &Leader, from: u64, wait: Duration, patience: Duration) -> Result<Look, Failure> {
-    look_at(leader, from, FETCH_BYTES, wait, patience).await
-}
-
-async fn look_at(
-    leader: &Leader,
-    from: u64,
-    max_bytes: usize,
-    wait: Duration,
-    patience: Duration,
-) -> Result<Look, Failure> {
-    let deadline = || Instant::now() + patience;
-    let (mut records, end) = leader.fetch(from, max_bytes, wait, deadline() + wait).await?;
-    let mut next = from;
-    if records.is_empty() && end > from {
-        let readable = leader.latest(deadline()).await?;
-        // Only now it is certain that what comes is all that there is below `readable`.
-        records = leader.fetch(from, max_bytes, Duration::ZERO, deadline()).await?.0;
-        if records.is_empty() && readable > from {
-            next = from + 1;
-        }
-    }
-    if let Some(last) = records.last() {
-        next = offset(last.offset) + 1;
-    }
-    Ok(Look { records, next, end })
+/// The offset of the oldest record of a partition.
+async fn earliest(source: &Source, place: &Place) -> Result<u64, AdminError> {
+    let mut admin = admin(source);
+    let cluster = admin.cluster(std::slice::from_ref(&place.0)).await?;
+    let told = admin.offsets(&cluster, Which::Start, std::slice::from_ref(place)).await?;
+    told.get(place).map(|told| told.offset).ok_or_else(|| refused(place, ResponseError::LeaderNotAvailable))
 }
 
 /// Where reading goes on when the partition has no record at `from` any more. What is gone is counted.
 async fn oldest(
     source: &Source,
     place: &Place,
-    leader: &Leader,
     from: u64,
-    failure: Failure,
+    error: ResponseError,
     beyond_end: &mut u32,
-) -> Result<u64, Failure> {
+) -> Result<u64, AdminError> {
     let (topic, partition) = place;
-    let oldest = leader.earliest(Instant::now() + source.patience).await?;
+    let oldest = earliest(source, place).await?;
     if oldest <= from {
         // Beyond the end. A leader that was elected lately may not have heard of its own last records yet. Else the
         // cluster has lost some, and others got their offsets: whoever takes them for finished would lose these too.
@@ -316,7 +345,7 @@ async fn oldest(
                  or the topic was made anew"
             );
         }
-        return Err(failure);
+        return Err(refused(place, error));
     }
     source.lost.fetch_add(oldest - from, Ordering::Relaxed);
     tracing::error!(

@@ -1,4 +1,4 @@
-//! A record of ours as a record of Kafka, and back.
+//! A record of ours as a record of Kafka. How it is read back is in `batch`.
 //!
 //! ```text
 //! ours                   Kafka's
@@ -13,9 +13,9 @@
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use rskafka::record::{Record as KafkaRecord, RecordAndOffset};
+use rskafka::record::Record as KafkaRecord;
 
-use crate::log::{Entry, Headers, HeadersBuilder, NewRecord, Record};
+use crate::log::{Headers, NewRecord};
 
 /// Bytes of a record on the wire beside its key, headers and value: lengths, offset, timestamp. At most.
 const OVERHEAD: usize = 40;
@@ -53,23 +53,6 @@ impl Outgoing {
     }
 }
 
-/// As read.
-pub(super) fn from_kafka(read: RecordAndOffset) -> Entry {
-    let RecordAndOffset { record: KafkaRecord { value, headers, timestamp, .. }, offset } = read;
-    let size = headers.iter().map(|(name, value)| name.len() + value.len() + 3).sum();
-    let mut packed = HeadersBuilder::with_capacity(size);
-    for (name, value) in &headers {
-        if name.len() <= usize::from(u8::MAX) && value.len() <= usize::from(u16::MAX) {
-            packed.push(name, value);
-        }
-    }
-    Entry {
-        offset: u64::try_from(offset).expect("the client hands out no record below the offset asked for"),
-        record: Record { headers: packed.build(), value: Bytes::from(value.unwrap_or_default()) },
-        appended_at_ms: Some(timestamp.timestamp_millis()),
-    }
-}
-
 fn timestamp(milliseconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp_millis(milliseconds).unwrap_or_default()
 }
@@ -77,18 +60,12 @@ fn timestamp(milliseconds: i64) -> DateTime<Utc> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn read(headers: &[(&str, usize)], value: Option<&[u8]>) -> Entry {
-        let headers = headers.iter().map(|(name, length)| ((*name).to_owned(), vec![b'v'; *length])).collect();
-        let timestamp = timestamp(1_700_000_000_123);
-        let record = KafkaRecord { key: None, value: value.map(<[u8]>::to_vec), headers, timestamp };
-        from_kafka(RecordAndOffset { record, offset: 7 })
-    }
+    use crate::log::{HeadersBuilder, Record};
 
     #[test]
-    fn record_comes_back_as_it_went() {
+    fn record_is_told_as_it_is() {
         let mut headers = HeadersBuilder::default();
-        // By name, as they come back.
+        // By name, as the client sorts them.
         for (name, value) in [("accepted_at", &b"17"[..]), ("id", b"a"), ("identity", &[0xff, 0, 0x80])] {
             headers.push(name, value);
         }
@@ -98,20 +75,9 @@ mod tests {
         let kafka = outgoing.to_kafka(1_700_000_000_123);
         assert_eq!(kafka.key.as_deref(), Some(&b"user:42"[..]));
         assert!(outgoing.wire_size() > kafka.approximate_size());
-        let entry = from_kafka(RecordAndOffset { record: kafka, offset: 7 });
-        assert_eq!(entry, Entry { offset: 7, record, appended_at_ms: Some(1_700_000_000_123) });
-    }
-
-    #[test]
-    fn header_that_has_no_place_is_left_out() {
-        let (longest, too_long) = ("n".repeat(255), "n".repeat(256));
-        let entry = read(&[("a", 65_535), ("b", 65_536), (&longest, 1), (&too_long, 1), ("z", 0)], Some(b"{}"));
-        let names: Vec<&str> = entry.record.headers.iter().map(|(name, _)| name).collect();
-        assert_eq!(names, ["a", &longest, "z"]);
-    }
-
-    #[test]
-    fn record_without_a_value_has_an_empty_one() {
-        assert_eq!(read(&[], None).record, Record::default());
+        assert_eq!(kafka.value.as_deref(), Some(&record.value[..]));
+        let told: Vec<(&str, &[u8])> = kafka.headers.iter().map(|(name, value)| (&**name, &**value)).collect();
+        assert_eq!(told, record.headers.iter().collect::<Vec<_>>());
+        assert_eq!(kafka.timestamp.timestamp_millis(), 1_700_000_000_123);
     }
 }

@@ -14,7 +14,6 @@ use super::{
     admin::{Admin, NewTopic, TopicKind},
     connector::{Leader, offset},
     failure::{Cause, Failure},
-    fetcher::look,
     record::Outgoing,
 };
 use crate::log::{AppendError, Headers, Table, TableEntry, TableError, VisitChange};
@@ -27,6 +26,8 @@ const QUEUED: usize = 64;
 
 /// Asks for one record, or the batch that it is in.
 const FEW_BYTES: usize = 1;
+/// One answer has at most this many bytes, or one batch of records.
+const FETCH_BYTES: usize = 256 << 10;
 
 pub(super) struct KafkaTable {
     inner: Arc<Inner>,
@@ -72,11 +73,11 @@ impl KafkaTable {
 
     /// Connects for reading; answers the first offset and the one after the last, too. None where there is no topic.
     async fn open(&self) -> Result<Option<(Leader, u64, u64)>, Failure> {
-        let leader = match self.inner.source.connector.leader(&self.topic, 0).await {
+        let leader = match self.inner.tables.leader(&self.topic, 0).await {
             Err(failure) if failure.cause() == Cause::Unknown => return Ok(None),
             leader => leader?,
         };
-        let deadline = || Instant::now() + self.inner.source.patience;
+        let deadline = || Instant::now() + self.inner.config.request_timeout;
         let end = leader.latest(deadline()).await?;
         let first = leader.earliest(deadline()).await?;
         Ok(Some((leader, first, end)))
@@ -85,13 +86,30 @@ impl KafkaTable {
     /// The next records from `next` on, which moves; none when all below `end` were read.
     async fn records(&self, leader: &Leader, next: &mut u64, end: u64) -> Result<Vec<RecordAndOffset>, Failure> {
         while *next < end {
-            let look = look(leader, *next, Duration::ZERO, self.inner.source.patience).await?;
-            *next = look.next;
-            if !look.records.is_empty() {
-                return Ok(look.records.into_iter().filter(|record| offset(record.offset) < end).collect());
+            let records = self.look(leader, next).await?;
+            if !records.is_empty() {
+                return Ok(records.into_iter().filter(|record| offset(record.offset) < end).collect());
             }
         }
         Ok(Vec::new())
+    }
+
+    /// Asks once. There may be none, though there are more to come: of what a compaction took there is no trace.
+    async fn look(&self, leader: &Leader, next: &mut u64) -> Result<Vec<RecordAndOffset>, Failure> {
+        let deadline = || Instant::now() + self.inner.config.request_timeout;
+        let (mut records, end) = leader.fetch(*next, FETCH_BYTES, Duration::ZERO, deadline()).await?;
+        if records.is_empty() && end > *next {
+            let readable = leader.latest(deadline()).await?;
+            // Only now it is certain that what comes is all that there is below `readable`.
+            records = leader.fetch(*next, FETCH_BYTES, Duration::ZERO, deadline()).await?.0;
+            if records.is_empty() && readable > *next {
+                *next += 1;
+            }
+        }
+        if let Some(last) = records.last() {
+            *next = offset(last.offset) + 1;
+        }
+        Ok(records)
     }
 
     async fn scan_to(&self, visitor: &mpsc::Sender<TableEntry>) -> Result<(), Failure> {
@@ -144,7 +162,7 @@ impl KafkaTable {
         if position < first || position >= end {
             return Ok(None);
         }
-        let deadline = Instant::now() + self.inner.source.patience;
+        let deadline = Instant::now() + self.inner.config.request_timeout;
         // A broker sends a whole batch, however few bytes are asked for.
         let (records, _) = leader.fetch(position, FEW_BYTES, Duration::ZERO, deadline).await?;
         let Some(record) = records.into_iter().find(|record| offset(record.offset) == position) else {

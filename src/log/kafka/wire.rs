@@ -1,5 +1,5 @@
-//! One connection of our own to one broker, for what rskafka does not do: group membership, offsets and
-//! administration. One question at a time, each in one fixed version and with a deadline; the broker's versions are
+//! One connection of our own to one broker, for what rskafka does not do (group membership, offsets, administration) and
+//! for reading partitions. One question at a time, each in one fixed version and with a deadline; the broker's versions are
 //! checked when the connection is made, because it closes the connection at one that it does not know. One question has
 //! a newer version too, in which brokers that know it tell more.
 //!
@@ -33,8 +33,9 @@ use tokio_rustls::TlsConnector;
 
 use super::{config::Config, login::Login, security::Security};
 
-/// The longest answer that is read. A group of a thousand members describes itself in less.
-const MAX_FRAME_BYTES: usize = 16 * 1024 * 1024;
+/// The longest answer that is read. A group of a thousand members describes itself in less; one batch of records comes
+/// whole, and topics that are set up for the largest take some MiB.
+const MAX_FRAME_BYTES: usize = 32 << 20;
 
 /// How often a password may be hashed for a login. Brokers ask for 4,096 to 16,384 times; what asks for more would keep
 /// a thread busy.
