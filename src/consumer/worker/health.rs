@@ -185,7 +185,7 @@ impl Worker {
             tracing::warn!(
                 redis.target = self.target.name(),
                 code = finding.code.as_str(),
-                "{}: {} {}",
+                "{}: {}. {}",
                 self.target.name(),
                 finding.message,
                 finding.remedy
