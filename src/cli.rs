@@ -20,6 +20,7 @@ mod http;
 mod openapi;
 mod output;
 mod problem;
+mod progress;
 mod serve;
 mod settings;
 mod submit;

@@ -1,7 +1,7 @@
 //! `redrive demo`: an outage that a person can watch, and a check of what was promised.
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, Write as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -9,12 +9,12 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use hyper::{Method, StatusCode, header};
-use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
     http::{Endpoint, request},
+    progress::Progress,
     runtime,
 };
 
@@ -76,15 +76,14 @@ async fn tell(args: &Args, dir: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Lines and progress for a person; plain lines where there is no terminal.
+/// What is told to a person.
 struct Stage {
     step: u32,
-    terminal: bool,
 }
 
 impl Stage {
     fn new() -> Self {
-        Self { step: 0, terminal: io::stdout().is_terminal() && io::stderr().is_terminal() }
+        Self { step: 0 }
     }
 
     fn step(&mut self, what: &str) {
@@ -96,15 +95,16 @@ impl Stage {
         // A reader that has gone away ends the demonstration at its next step, not here.
         let _ = writeln!(io::stdout().lock(), "{line}");
     }
+}
 
-    fn progress(&self, total: u64, what: &str) -> ProgressBar {
-        if !self.terminal {
-            return ProgressBar::hidden();
-        }
-        let style =
-            ProgressStyle::with_template(&format!("   {what} {{bar:40}} {{pos}}/{{len}}  {{per_sec}}  {{eta}} left"));
-        ProgressBar::new(total).with_style(style.expect("the template is right"))
-    }
+/// Between two lines of how far something has come, where there is no terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(1);
+
+fn show(progress: &mut Progress, what: &str, done: u64, total: u64) {
+    progress.show(|pace| {
+        let rate = grouped(pace.rate(done) as u64);
+        format!("   {} of {} {what}, {rate}/s, {}", grouped(done), grouped(total), pace.left(done, total))
+    });
 }
 
 async fn tell_story(tasks: u64, dir: &Path) -> anyhow::Result<()> {
@@ -119,7 +119,7 @@ async fn tell_story(tasks: u64, dir: &Path) -> anyhow::Result<()> {
 
     let mut workload = Workload::new(KEYS);
     stage.step("All is well: 1,000 tasks are handed in and made at once.");
-    hand_in(&stage, &[&sidecar], &mut workload, 1000).await?;
+    hand_in(&[&sidecar], &mut workload, 1000).await?;
     drain(&stage, &sidecar, workload.accepted()).await?;
     overtaken::fill_cache(&redis)?;
 
@@ -133,9 +133,9 @@ async fn tell_story(tasks: u64, dir: &Path) -> anyhow::Result<()> {
         hand_in_batch(&sidecar, batch).await?;
     }
     let handed_in = Instant::now();
-    hand_in(&stage, &[&sidecar], &mut workload, tasks / 2).await?;
+    hand_in(&[&sidecar], &mut workload, tasks / 2).await?;
     hand_in_poison(&sidecar).await?;
-    hand_in(&stage, &[&sidecar], &mut workload, tasks - tasks / 2).await?;
+    hand_in(&[&sidecar], &mut workload, tasks - tasks / 2).await?;
     stage.say(&format!(
         "   All of them were answered 202 with durability \"local\", {} a second. One of them is poisoned.",
         grouped((tasks as f64 / handed_in.elapsed().as_secs_f64()) as u64)
@@ -315,17 +315,16 @@ fn say_progress(stage: &Stage, redis: &Redis, workload: &Workload, what: &str) -
 }
 
 /// Hands in `count` good tasks, to these in turn.
-async fn hand_in(stage: &Stage, sidecars: &[&Sidecar], workload: &mut Workload, count: u64) -> anyhow::Result<()> {
-    let bar = stage.progress(count, "accepted");
+async fn hand_in(sidecars: &[&Sidecar], workload: &mut Workload, count: u64) -> anyhow::Result<()> {
+    let mut progress = Progress::new(LINE_INTERVAL);
     let mut left = count;
     let mut turns = sidecars.iter().cycle();
     while let Some(sidecar) = turns.next().filter(|_| left > 0) {
         let size = left.min(BATCH as u64);
         hand_in_batch(sidecar, &workload.batch(size as usize)).await?;
         left -= size;
-        bar.inc(size);
+        show(&mut progress, "accepted", count - left, count);
     }
-    bar.finish_and_clear();
     Ok(())
 }
 
@@ -349,26 +348,18 @@ async fn hand_in_one(sidecar: &Sidecar, task: &Value) -> anyhow::Result<()> {
 
 /// Waits until nothing is unfinished.
 async fn drain(stage: &Stage, sidecar: &Sidecar, total: u64) -> anyhow::Result<()> {
-    let bar = stage.progress(total, "made    ");
     let begun = Instant::now();
-    let mut next_line = begun + Duration::from_secs(1);
+    let mut progress = Progress::new(LINE_INTERVAL);
     loop {
         let unfinished = lag(sidecar).await?;
-        let made = total.saturating_sub(unfinished);
-        bar.set_position(made);
+        show(&mut progress, "made", total.saturating_sub(unfinished), total);
         if unfinished == 0 {
             break;
         }
         ensure!(begun.elapsed() < DRAIN_TIMEOUT, "{unfinished} tasks are still not made");
-        if !stage.terminal && Instant::now() >= next_line {
-            next_line += Duration::from_secs(1);
-            let rate = made as f64 / begun.elapsed().as_secs_f64();
-            let left = if rate > 0.0 { format!("{:.0} s left", unfinished as f64 / rate) } else { "waiting".into() };
-            stage.say(&format!("   {made} of {total} made, {rate:.0}/s, {left}"));
-        }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    bar.finish_and_clear();
+    drop(progress);
     stage.say(&format!("   {} made in {:.1} s.", grouped(total), begun.elapsed().as_secs_f64()));
     Ok(())
 }

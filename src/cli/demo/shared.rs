@@ -32,7 +32,7 @@ pub(super) async fn tell_story(tasks: u64, dir: &Path, jars: &Path) -> anyhow::R
 
     let mut workload = Workload::new(KEYS);
     stage.step("All is well: 1,000 tasks are handed in, to one sidecar and the other in turn, and made by both.");
-    hand_in(&stage, &[&first, &second], &mut workload, 1000).await?;
+    hand_in(&[&first, &second], &mut workload, 1000).await?;
     until_all_is_made(&stage, &redis, &workload).await?;
     say_shares(&stage, &first, &second).await?;
     overtaken::fill_cache(&redis)?;
@@ -40,15 +40,15 @@ pub(super) async fn tell_story(tasks: u64, dir: &Path, jars: &Path) -> anyhow::R
     stage.step("Redis is killed with -9.");
     redis.kill9();
     stage.step(&format!("{} tasks are handed in all the same, to both.", grouped(tasks / 2)));
-    hand_in(&stage, &[&first, &second], &mut workload, tasks / 2).await?;
+    hand_in(&[&first, &second], &mut workload, tasks / 2).await?;
     stage.say("   All of them were answered 202: they are in Kafka.");
 
     stage.step("Kafka is killed with -9 too.");
     kafka.kill9();
     stage.step(&format!("{} more are handed in, to the first sidecar.", grouped(tasks - tasks / 2)));
-    hand_in(&stage, &[&first], &mut workload, tasks / 4).await?;
+    hand_in(&[&first], &mut workload, tasks / 4).await?;
     hand_in_poison(&first).await?;
-    hand_in(&stage, &[&first], &mut workload, tasks - tasks / 2 - tasks / 4).await?;
+    hand_in(&[&first], &mut workload, tasks - tasks / 2 - tasks / 4).await?;
     stage.say("   All of them were answered 202: they are on its disk. One of them is poisoned.");
 
     stage.step("The first sidecar is killed with -9, and started again without Kafka and without Redis.");
@@ -122,21 +122,16 @@ async fn until_kafka_takes_tasks(sidecar: &Sidecar) -> anyhow::Result<()> {
 /// Waits until Redis holds every append and increment that was accepted.
 async fn until_all_is_made(stage: &Stage, redis: &Redis, workload: &Workload) -> anyhow::Result<()> {
     let begun = Instant::now();
-    let mut next_line = begun + Duration::from_secs(1);
-    let bar = stage.progress(workload.progress(|question| redis.ask(question))?.0, "made    ");
+    let mut progress = Progress::new(LINE_INTERVAL);
     loop {
         let (accepted, made) = workload.progress(|question| redis.ask(question))?;
-        bar.set_position(made);
+        show(&mut progress, "made", made, accepted);
         if made >= accepted {
-            bar.finish_and_clear();
+            drop(progress);
             stage.say(&format!("   {} made in {:.1} s.", grouped(made), begun.elapsed().as_secs_f64()));
             return Ok(());
         }
         ensure!(begun.elapsed() < DRAIN_TIMEOUT, "{} appends and increments are still not made", accepted - made);
-        if !stage.terminal && Instant::now() >= next_line {
-            next_line += Duration::from_secs(1);
-            stage.say(&format!("   {made} of {accepted} made"));
-        }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
