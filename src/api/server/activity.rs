@@ -14,7 +14,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
 };
@@ -30,6 +30,7 @@ use super::{Limits, Stream};
 pub(super) struct Activity {
     start: Instant,
     word: AtomicU64,
+    gives_way: AtomicBool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -47,7 +48,11 @@ enum Phase {
 impl Activity {
     /// A new connection has said nothing yet and must: it is in the head of its first request.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { start: Instant::now(), word: AtomicU64::new(Phase::Head as u64) })
+        Arc::new(Self {
+            start: Instant::now(),
+            word: AtomicU64::new(Phase::Head as u64),
+            gives_way: AtomicBool::new(false),
+        })
     }
 
     fn enter(&self, phase: Phase) {
@@ -61,6 +66,15 @@ impl Activity {
 
     pub fn request_begins(&self) {
         self.word.store(Phase::Serving as u64, Ordering::Relaxed);
+    }
+
+    /// From now on each answer is the last one.
+    pub fn give_way(&self) {
+        self.gives_way.store(true, Ordering::Relaxed);
+    }
+
+    pub fn gives_way(&self) -> bool {
+        self.gives_way.load(Ordering::Relaxed)
     }
 
     pub fn answer_begins(&self) {

@@ -19,6 +19,7 @@ use axum::{
 use futures_util::future::BoxFuture;
 use hyper::{
     body::Incoming,
+    header::{CONNECTION, HeaderValue},
     server::conn::http1,
     service::{Service, service_fn},
 };
@@ -33,7 +34,7 @@ use tower::ServiceExt;
 use super::{
     Limits, Stream,
     activity::{Activity, Watched},
-    places::{Place, Places},
+    places::{KEPT, Place, Places},
 };
 use crate::{
     api::{front, guard::OverUnixSocket},
@@ -89,23 +90,25 @@ impl Connection {
 
         let mut shutdown = pin!(self.shutdown.cancelled());
         let mut asked_to_end = pin!(self.places.asked_to_end());
-        let (mut stopping, mut ending) = (false, false);
+        let mut stopping = false;
+        let mut limits = self.limits;
         let mut alarm = pin!(sleep_until(Instant::now() + self.limits.header_timeout));
         let ended = poll_fn(|cx| {
             if !stopping && shutdown.as_mut().poll(cx).is_ready() {
                 stopping = true;
                 Pin::new(&mut connection).graceful_shutdown();
             }
-            if !stopping && !ending && asked_to_end.as_mut().poll(cx).is_ready() {
-                ending = true;
-                Pin::new(&mut connection).graceful_shutdown();
+            if !activity.gives_way() && asked_to_end.as_mut().poll(cx).is_ready() {
+                // To end it between two requests could lose the next one: so the next answer says that it ends.
+                activity.give_way();
+                limits.idle_timeout = limits.idle_timeout.min(KEPT);
             }
             if let Poll::Ready(ended) = connection.poll_without_shutdown(cx) {
                 return Poll::Ready(Some(ended));
             }
             loop {
                 // The alarm is set back only when it would ring too late, not with every request.
-                let deadline = activity.deadline(&self.limits);
+                let deadline = activity.deadline(&limits);
                 if let Some(deadline) = deadline.filter(|deadline| *deadline < alarm.deadline()) {
                     alarm.as_mut().reset(deadline);
                 }
@@ -113,7 +116,7 @@ impl Connection {
                 let now = Instant::now();
                 match deadline {
                     Some(deadline) if deadline <= now => return Poll::Ready(None),
-                    later => alarm.as_mut().reset(later.unwrap_or(now + self.limits.idle_timeout)),
+                    later => alarm.as_mut().reset(later.unwrap_or(now + limits.idle_timeout)),
                 }
             }
         })
@@ -183,8 +186,11 @@ impl Service<Request<Incoming>> for Requests {
         let answer = self.router.clone().oneshot(request);
         let activity = self.activity.clone();
         Box::pin(async move {
-            let response = answer.await.unwrap_or_else(|never: Infallible| match never {});
+            let mut response = answer.await.unwrap_or_else(|never: Infallible| match never {});
             activity.answer_begins();
+            if activity.gives_way() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             // An error makes hyper drop the connection without a word.
             response.extensions().get::<NoAnswer>().map_or(Ok(()), |no_answer| Err(*no_answer))?;
             Ok(response)

@@ -14,6 +14,11 @@ use tokio::net::{TcpListener, UnixListener};
 
 use super::{Bound, Listen, Stream};
 
+/// Connections that the kernel holds until they are accepted; it takes `net.core.somaxconn` where that is less. Beyond it,
+/// a client tries again after 1 s, then 2, then 4. The standard library asks for 128, which many clients that begin at
+/// once exceed.
+const BACKLOG: i32 = 4096;
+
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     #[error("cannot listen on {address}")]
@@ -44,6 +49,7 @@ impl Listener {
     fn bind_tcp(address: SocketAddr) -> io::Result<Self> {
         // The standard library's listener lets an address be taken again right after its process ended.
         let listener = std::net::TcpListener::bind(address)?;
+        rustix::net::listen(&listener, BACKLOG)?;
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
@@ -57,6 +63,7 @@ impl Listener {
             let hidden = path.with_file_name(format!(".{}.sock", std::process::id()));
             let _ = fs::remove_file(&hidden);
             let listener = StdUnixListener::bind(&hidden)?;
+            rustix::net::listen(&listener, BACKLOG)?;
             fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600))?;
             fs::rename(&hidden, path)?;
             listener.set_nonblocking(true)?;

@@ -1,9 +1,9 @@
 //! How many connections are served at a time, and who gives way when there are more.
 //!
 //! Clients that keep their connections open would keep all others out, with nothing to send as well as with much. So
-//! while a connection waits for a place, the one that has had its place for longest is asked to end: it finishes the
-//! request under way, and its client makes another connection, at the end of the queue. No request is refused or broken
-//! off for that.
+//! while a connection waits for a place, the one that has had its place for longest is asked to end: the answer to its
+//! request says so, and its client makes another connection, at the end of the queue. One without a request ends when it
+//! has been so for a second. No request is refused or broken off for that.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use tokio::{
 
 /// How long a place is kept at least: making a connection costs about as much as a request. Who waits asks another one
 /// after as long, since one that was asked may still be at its request.
-const KEPT: Duration = Duration::from_secs(1);
+pub const KEPT: Duration = Duration::from_secs(1);
 
 /// So many accepted connections wait for a place at a time, and so many that were served close without one.
 const BESIDE: usize = 64;
