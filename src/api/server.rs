@@ -2,7 +2,7 @@
 //!
 //! `axum::serve` has no deadline for a request's head, no bound on connections and no unix socket beside TCP. Here
 //! every connection has a place; when none is left, a few wait and the kernel's backlog holds the rest. While any wait,
-//! those that are served give way: see [`Places`].
+//! those that are served give way: see `places`.
 
 use std::{
     io,
