@@ -153,8 +153,8 @@ fn sidecar_needs_no_more_than_it_is_documented_to_need() {
         (Some(Operation::Write), "Appends to Kafka are failing", "allow Write on topic {}", false),
         (Some(Operation::Create), "Topics cannot be made", "allow Create on it", false),
         (Some(Operation::DescribeConfigs), "Topic ", "allow DescribeConfigs on it", true),
-        (Some(Operation::Read), "Reading ", "allow Read on topic {}", true),
-        (None, "No part of the group", "allow Read on group {}-group", true),
+        (Some(Operation::Read), "Reading ", "allow Read on it", true),
+        (None, "No part of the group", "allow Read on ", true),
     ];
     let mut sidecars = Vec::new();
     for (missing, line, remedy, reaches) in lacking {
