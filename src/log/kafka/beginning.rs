@@ -108,8 +108,8 @@ impl Inner {
                         kafka.topic = &**topic,
                         kafka.partition = partition,
                         "Partition {topic}/{partition} has no committed offset of its own, and tasks older than \
-                         once.marker_ttl, which may have run: it is held (no_checkpoint) until kafka.no_checkpoint says `earliest` or \
-                         `latest`, or an offset is committed while no sidecar runs"
+                         once.marker_ttl, which may have run: it is held (no_checkpoint) until kafka.no_checkpoint says \
+                         `earliest` or `latest`, or an offset is committed while no sidecar runs"
                     );
                 }
                 return None;

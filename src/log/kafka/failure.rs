@@ -30,8 +30,6 @@ pub(super) enum Cause {
     Doubtful,
     /// More bytes than the topic takes at once: nothing was stored.
     TooLarge,
-    /// The partition has no such offset.
-    OutOfRange,
     /// The topic or the partition does not exist.
     Unknown,
     /// It needs a person: nothing was stored.
@@ -65,7 +63,6 @@ fn cause_of(error: &Error) -> Cause {
             | P::UnknownServerError
             | P::CorruptMessage => Cause::Doubtful,
             P::MessageTooLarge | P::RecordListTooLarge => Cause::TooLarge,
-            P::OffsetOutOfRange => Cause::OutOfRange,
             P::UnknownTopicOrPartition | P::UnknownTopicId => Cause::Unknown,
             _ => Cause::Refused,
         },

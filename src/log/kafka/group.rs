@@ -2,8 +2,8 @@
 //!
 //! The classic protocol, cooperative, with a protocol name and an assignor of our own. `member` decides (its module doc
 //! has the rules), `holdings` keeps what is owned, `commits` what waits to be committed, `renewals` what was committed and
-//! must be again, `assignor` what a leader gives to whom, and `subscription` how members say it. `task` asks the brokers and tells the consumer. Invariant: a lease
-//! that is valid means that no other member owns its partition.
+//! must be again, `assignor` what a leader gives to whom, and `subscription` how members say it. `task` asks the brokers
+//! and tells the consumer. Invariant: a lease that is valid means that no other member owns its partition.
 
 use std::sync::Arc;
 

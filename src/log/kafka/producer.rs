@@ -360,7 +360,7 @@ impl Sender {
                 self.leader = Some(leader);
                 return self.send_less(batch);
             }
-            Cause::Refused | Cause::OutOfRange => {
+            Cause::Refused => {
                 self.leader = Some(leader);
                 batch.refuse(&unavailable(&failure));
             }
