@@ -13,10 +13,13 @@
 //! What cannot be taken apart is handed out whole, as one record: it is no task, and becomes a dead letter with its bytes.
 
 use bytes::Bytes;
+use kafka_protocol::messages::fetch_response::AbortedTransaction;
 
+use self::transactions::Aborted;
 use crate::log::{Entry, Headers, HeadersBuilder, Record};
 
 mod compression;
+mod transactions;
 
 /// From the beginning to the attributes, and to the records.
 const CHECKED_FROM: usize = 21;
@@ -29,6 +32,7 @@ const LEAST_RECORD_BYTES: usize = 7;
 const VERSION: u8 = 2;
 const COMPRESSION: i16 = 0b111;
 const TIME_IS_OF_THE_LOG: i16 = 0b1000;
+const TRANSACTIONAL: i16 = 0b1_0000;
 const CONTROL: i16 = 0b10_0000;
 
 /// As much of a batch that cannot be read is kept.
@@ -40,8 +44,8 @@ pub(super) struct Batches {
     pub(super) entries: Vec<Entry>,
     /// The offset after the last of them; none: there was no whole batch.
     pub(super) next: Option<u64>,
-    /// Batches that are handed out as one record.
-    pub(super) unreadable: Vec<Unreadable>,
+    /// A batch that is handed out as one record, the last of them.
+    pub(super) unreadable: Option<Unreadable>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -52,9 +56,11 @@ pub(super) struct Unreadable {
     pub(super) why: &'static str,
 }
 
-/// Takes whole batches apart; one that is cut off at the end, as brokers do, is left. Records below `from` are left out.
-pub(super) fn read(mut answer: Bytes, from: u64) -> Batches {
+/// Takes whole batches apart; one that is cut off at the end, as brokers do, is left. Records below `from` are left out,
+/// and those of the transactions that the broker calls aborted.
+pub(super) fn read(mut answer: Bytes, from: u64, aborted: Vec<AbortedTransaction>) -> Batches {
     let mut found = Batches::default();
+    let mut aborted = Aborted::new(aborted);
     while let Some(batch) = next_batch(&mut answer) {
         let first = number(&batch, 0);
         let last = first + u64::from(u32::from_be_bytes(take(&batch, 23)));
@@ -62,14 +68,17 @@ pub(super) fn read(mut answer: Bytes, from: u64) -> Batches {
             continue;
         }
         found.next = Some(last + 1);
-        match records(&batch) {
+        match committed(&batch, last, &mut aborted) {
             Ok(entries) => found.entries.extend(entries.into_iter().filter(|entry| entry.offset >= from)),
             Err(why) => {
                 let bytes = batch.len();
                 let record = Record { headers: Headers::default(), value: batch.slice(..bytes.min(MAX_KEPT_BYTES)) };
                 let appended_at_ms = i64::try_from(number(&batch, 35)).ok();
                 found.entries.push(Entry { offset: last, record, appended_at_ms });
-                found.unreadable.push(Unreadable { first, last, bytes, why });
+                found.unreadable = Some(Unreadable { first, last, bytes, why });
+                // It may be what ends an aborted transaction. Asked for what comes next, the broker says again which
+                // of those that reach into it were aborted.
+                break;
             }
         }
     }
@@ -92,17 +101,26 @@ fn number(bytes: &[u8], at: usize) -> u64 {
     u64::try_from(i64::from_be_bytes(take(bytes, at))).unwrap_or(0)
 }
 
-fn records(batch: &Bytes) -> Result<Vec<Entry>, &'static str> {
+fn attributes(batch: &[u8]) -> i16 {
+    i16::from_be_bytes(take(batch, 21))
+}
+
+/// The records of a batch; of one that only controls, or that was aborted, none.
+fn committed(batch: &Bytes, last: u64, aborted: &mut Aborted) -> Result<Vec<Entry>, &'static str> {
     if batch[16] != VERSION {
         return Err("its format is older than that of Kafka 0.11");
     }
     if crc32c::crc32c(&batch[CHECKED_FROM..]) != u32::from_be_bytes(take(batch, 17)) {
         return Err("its checksum is wrong");
     }
-    let attributes = i16::from_be_bytes(take(batch, 21));
-    if attributes & CONTROL != 0 {
+    if aborted.take(batch, last) || attributes(batch) & CONTROL != 0 {
         return Ok(Vec::new());
     }
+    records(batch)
+}
+
+fn records(batch: &Bytes) -> Result<Vec<Entry>, &'static str> {
+    let attributes = attributes(batch);
     let records = compression::unpack(attributes & COMPRESSION, batch.slice(HEAD_BYTES..))?;
     let first_time = i64::from_be_bytes(take(batch, 27));
     let last_time = i64::from_be_bytes(take(batch, 35));
@@ -239,6 +257,10 @@ mod tests {
 
     use super::{testing::batch, *};
 
+    fn read(answer: Bytes, from: u64) -> Batches {
+        super::read(answer, from, Vec::new())
+    }
+
     fn headers(entry: &Entry) -> Vec<(String, Vec<u8>)> {
         entry.record.headers.iter().map(|(name, value)| (name.to_owned(), value.to_vec())).collect()
     }
@@ -250,7 +272,7 @@ mod tests {
         let torn = answer.clone();
         answer.extend_from_slice(&torn[..torn.len() - 1]);
         let read = read(answer.into(), 1);
-        assert_eq!((read.next, read.unreadable.len(), read.entries.len()), (Some(2), 0, 1));
+        assert_eq!((read.next, &read.unreadable, read.entries.len()), (Some(2), &None, 1));
         let entry = &read.entries[0];
         assert_eq!((entry.offset, &entry.record.value[..], entry.appended_at_ms), (1, &b"{\"a\":1}"[..], Some(1000)));
         assert_eq!(headers(entry), [("none".to_owned(), Vec::new()), ("\u{fffd}".to_owned(), b"v".to_vec())]);
@@ -287,7 +309,7 @@ mod tests {
             let read = read(answer.into(), 0);
             assert_eq!((read.next, read.entries[0].offset), (Some(2), 1));
             assert_eq!(read.entries[0].record.value, bytes);
-            assert!(read.unreadable[0].why.contains(why), "{:?}", read.unreadable);
+            assert!(read.unreadable.as_ref().is_some_and(|batch| batch.why.contains(why)), "{:?}", read.unreadable);
         };
         check(testing::raw_batch(4, 0, 2, b"zstd"), "compressed");
         check(testing::raw_batch(1, 0, 2, b"no gzip"), "gzip is broken");
@@ -300,6 +322,16 @@ mod tests {
         let mut damaged = batch(0, 0, &[(b"1", &[]), (b"2", &[])]);
         *damaged.last_mut().expect("it has bytes") ^= 1;
         check(damaged, "checksum");
+    }
+
+    #[test]
+    fn nothing_is_read_behind_a_batch_that_cannot_be() {
+        let mut answer = testing::raw_batch(4, 0, 2, b"zstd");
+        let first = answer.len();
+        answer.extend_from_slice(&batch(0, 0, &[(b"behind", &[])]));
+        let read = read(answer.into(), 0);
+        assert_eq!((read.next, read.entries.len()), (Some(2), 1));
+        assert_eq!(read.entries[0].record.value.len(), first);
     }
 
     #[test]

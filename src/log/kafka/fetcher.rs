@@ -1,8 +1,8 @@
 //! Reads one partition: whole batches of records as brokers send them, one answer at a time, and the next one when that
 //! was handed out. To ask ahead was tried, and gained nothing: while one partition waits for its answer others are worked on.
 //!
-//! Offsets have holes: those of control records, and of what a compaction took. A batch says where the next one begins,
-//! also where all of its records are gone; where no batch comes there is none yet.
+//! Offsets have holes: those of control records, of aborted transactions, and of what a compaction took. A batch says where
+//! the next one begins, also where all of its records are gone; where no batch comes there is none yet.
 
 use std::{
     collections::VecDeque,
@@ -44,7 +44,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const CERTAIN: u32 = 2;
 /// How long the last look may take after the log was closed.
 const LAST_LOOK: Duration = Duration::from_secs(1);
-/// What a transaction has not committed is not there yet.
+/// What is in a transaction that has not ended is not there yet, nor is what lies behind it; and of those that have ended
+/// the broker says which were aborted.
 const READ_COMMITTED: i8 = 1;
 
 /// What the readers of a log share.
@@ -288,15 +289,14 @@ fn take_apart(source: &Source, place: &Place, from: u64, cursor: &mut Cursor, to
     let (topic, partition) = place;
     let answer = told.records.unwrap_or_default();
     let is_empty = answer.is_empty();
-    let mut batches = batch::read(answer, from);
-    let doubted = batches.unreadable.iter().position(|batch| cursor.doubted != Some(batch.first));
-    cursor.doubted = doubted.map(|at| batches.unreadable[at].first);
-    if let (Some(at), Some(first)) = (doubted, cursor.doubted) {
-        batches.unreadable.truncate(at);
+    let mut batches = batch::read(answer, from, told.aborted_transactions.unwrap_or_default());
+    let doubted = batches.unreadable.take_if(|batch| cursor.doubted != Some(batch.first));
+    cursor.doubted = doubted.map(|batch| batch.first);
+    if let Some(first) = cursor.doubted {
         batches.entries.retain(|entry| entry.offset < first);
         batches.next = Some(first.max(from));
     }
-    for batch::Unreadable { first, last, bytes, why } in &batches.unreadable {
+    if let Some(batch::Unreadable { first, last, bytes, why }) = &batches.unreadable {
         source.unreadable.fetch_add(1, Ordering::Relaxed);
         tracing::error!(
             kafka.topic = &**topic,

@@ -1,5 +1,8 @@
 //! A table in a compacted topic of one partition: a put is a record with a key, a delete one without a value, and a
 //! position is an offset. What a key's last record is, is found by reading: brokers remove earlier ones in their own time.
+//!
+//! Only sidecars write here, and none of them in a transaction: records of one that was aborted would be taken for others,
+//! as the library does not tell.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

@@ -19,6 +19,8 @@ use tempfile::TempDir;
 
 #[path = "testing/guarded.rs"]
 pub mod guarded;
+#[path = "testing/transactions.rs"]
+mod transactions;
 
 /// How long a broker may take to start: only a broken machine takes that long.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -296,11 +298,16 @@ impl Kafka {
 
     /// Appends a record as any producer might, without headers.
     pub fn produce(&self, topic: &str, partition: i32, key: &[u8], value: &[u8]) {
-        let batch = batch_of_one(key, value);
+        let mut nobody = Body::default();
+        nobody.i16(-1);
+        self.append(&nobody, topic, partition, &batch_of_one(&NOBODY, key, value));
+    }
+
+    fn append(&self, transaction: &Body, topic: &str, partition: i32, batch: &[u8]) {
         // Produce 3
         let mut body = Body::default();
-        body.i16(-1).i16(-1).i32(30_000).i32(1).string(topic).i32(1).i32(partition);
-        body.i32(batch.len() as i32).bytes(&batch);
+        body.bytes(&transaction.0).i16(-1).i32(30_000).i32(1).string(topic).i32(1).i32(partition);
+        body.i32(batch.len() as i32).bytes(batch);
         let produce = || {
             let mut answer = self.ask(0, 3, &body);
             answer.skip(4).string();
@@ -421,6 +428,17 @@ impl Drop for Kafka {
     }
 }
 
+/// Who has made a batch, as it says itself.
+#[derive(Clone, Copy)]
+struct Sender {
+    id: i64,
+    epoch: i16,
+    /// The number of its next record.
+    sequence: i32,
+}
+
+const NOBODY: Sender = Sender { id: -1, epoch: -1, sequence: -1 };
+
 /// Something that a user may do, in the numbers of the protocol.
 #[derive(Clone, Copy, Debug)]
 pub struct Grant<'a> {
@@ -496,10 +514,8 @@ pub fn jars() -> &'static Path {
     })
 }
 
-/// A port that nothing listens on at this moment, below those that the system gives to connections: nobody else gets it
-/// while the broker that had it is down.
 /// Asks until there is no error, or for as long as a broken machine takes. Answers the last error.
-fn ends_well(ask: impl Fn() -> i16) -> i16 {
+fn ends_well(mut ask: impl FnMut() -> i16) -> i16 {
     let deadline = Instant::now() + PATIENCE;
     let mut error = ask();
     while error != 0 && Instant::now() < deadline {
@@ -509,6 +525,8 @@ fn ends_well(ask: impl Fn() -> i16) -> i16 {
     error
 }
 
+/// A port that nothing listens on at this moment, below those that the system gives to connections: nobody else gets it
+/// while the broker that had it is down.
 fn free_port() -> u16 {
     let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
     std::iter::repeat_with(|| fastrand::u16(10_000..32_000)).find(is_free).expect("some port is free")
@@ -725,14 +743,16 @@ fn ask(port: u16, api: i16, version: i16, body: &Body) -> io::Result<Answer> {
 }
 
 /// A record as it lies in a partition, in a batch of its own.
-fn batch_of_one(key: &[u8], value: &[u8]) -> Vec<u8> {
+fn batch_of_one(sender: &Sender, key: &[u8], value: &[u8]) -> Vec<u8> {
     let mut record = Body::default();
     // Attributes, and how far its time and offset are from the batch's.
     record.i8(0).varint(0).varint(0);
     record.varint(key.len() as i64).bytes(key).varint(value.len() as i64).bytes(value).varint(0);
     let now = std::time::UNIX_EPOCH.elapsed().expect("it is later than that").as_millis() as i64;
     let mut rest = Body::default();
-    rest.i16(0).i32(0).i64(now).i64(now).i64(-1).i16(-1).i32(-1).i32(1);
+    let transactional = if sender.id == NOBODY.id { 0 } else { 1 << 4 };
+    rest.i16(transactional).i32(0).i64(now).i64(now);
+    rest.i64(sender.id).i16(sender.epoch).i32(sender.sequence).i32(1);
     rest.varint(record.0.len() as i64).bytes(&record.0);
     let mut batch = Body::default();
     // The length counts from the leader's epoch on, the checksum from behind itself.

@@ -7,7 +7,7 @@ use super::{flags, reaches_kafka};
 use crate::harness::{
     Redis, Sidecar,
     kafka::{Kafka, unique},
-    set, wait_for, wait_until,
+    rpush, set, wait_for, wait_until,
 };
 
 #[test]
@@ -52,6 +52,33 @@ fn poisoned_records_stop_nothing_and_keep_their_bytes() {
     // Another sidecar may know its target.
     assert!(sidecar.dead_letter("waits").is_none());
     sidecar.wait_for_log("Task waits names a target that is not configured here");
+}
+
+#[test]
+fn tasks_of_a_transaction_are_made_when_it_is_committed_and_never_when_it_is_aborted() {
+    let (redis, kafka, topic) = (Redis::start(&[]), Kafka::shared(), unique("transaction"));
+    let flags = flags(kafka, &topic);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).chain(["--kafka-partitions=1"]).collect();
+    let sidecar = Sidecar::start(&redis.url(), &flags);
+    wait_until("Kafka takes tasks", || reaches_kafka(&sidecar));
+    let task = |name: &str| rpush(name, "list").to_string().into_bytes();
+    let [mut first, mut second] = [(); 2].map(|()| kafka.transactional(&topic, 0));
+    first.produce(b"list", &task("aborted-1"));
+    kafka.produce(&topic, 0, b"list", &task("plain-1"));
+    second.produce(b"list", &task("committed-1"));
+    first.produce(b"list", &task("aborted-2"));
+    first.abort();
+    first.produce(b"list", &task("committed-2"));
+    kafka.produce(&topic, 0, b"list", &task("plain-2"));
+    second.commit();
+    first.commit();
+    second.produce(b"list", &task("aborted-3"));
+    second.abort();
+    sidecar.post(&rpush("posted", "list"));
+    let expected = ["plain-1", "committed-1", "committed-2", "plain-2", "posted"];
+    wait_until("the last one is made", || redis.list("list").last().is_some_and(|name| name == "posted"));
+    assert_eq!(redis.list("list"), expected);
+    assert!((1..=3).all(|number| sidecar.dead_letter(&format!("aborted-{number}")).is_none()));
 }
 
 /// Whether a dead letter has kept these bytes.

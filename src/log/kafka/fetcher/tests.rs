@@ -326,6 +326,50 @@ async fn odd_records_of_other_producers_stop_nothing() {
 }
 
 #[tokio::test]
+async fn tasks_of_aborted_transactions_are_left_out_wherever_reading_begins() {
+    let kafka = Kafka::shared();
+    let bench = Bench::new(kafka, &[]).await;
+    let mut aborting = kafka.transactional(&bench.topic, 0);
+    let mut committing = kafka.transactional(&bench.topic, 0);
+    // Each is longer than one answer.
+    let long = vec![b'x'; 2 * FETCH_BYTES as usize / 3];
+    let aborted = [b"aborted ", &long[..]].concat();
+    kafka.produce(&bench.topic, 0, b"k", b"before");
+    for _ in 0..2 {
+        aborting.produce(b"k", &aborted);
+        committing.produce(b"k", b"committed");
+        kafka.produce(&bench.topic, 0, b"k", &long);
+        aborting.produce(b"k", &aborted);
+    }
+    aborting.abort();
+    aborting.produce(b"k", b"committed later");
+    aborting.commit();
+    committing.commit();
+    let long = String::from_utf8(long).expect("it is text");
+    // Behind what ends comes a marker.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while kafka.end_of(&bench.topic, 0) < Some(13) {
+        assert!(Instant::now() < deadline, "the transactions do not end");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    kafka.produce(&bench.topic, 0, b"k", b"behind");
+    let expected = [
+        (0, "before"),
+        (2, "committed"),
+        (3, &long),
+        (6, "committed"),
+        (7, &long),
+        (10, "committed later"),
+        (13, "behind"),
+    ];
+    for from in 0..=13 {
+        let expected: Vec<(u64, &str)> = expected.iter().filter(|(offset, _)| *offset >= from).copied().collect();
+        let found = read(&mut bench.reader(Some(from)), expected.len()).await;
+        assert!(found == owned(&expected), "from {from}: {:?}", found.iter().map(|(at, _)| at).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
 async fn topic_that_a_broker_compresses_otherwise_stops_nothing() {
     let kafka = Kafka::shared();
     let bench = Bench::new(kafka, &[("compression.type", "zstd")]).await;
