@@ -261,12 +261,17 @@ pub struct Entry {
 /// Reads one assigned partition. Records are pulled, so that a full window stops its own partition only.
 pub trait Reader: Send {
     /// The next records, at least one, in offset order; stops before more than `max_bytes` of them, but always hands
-    /// out one. Waits until there is one.
+    /// out one. Waits until there is one, or until [`position`](Self::position) moves: then there is none.
     ///
     /// # Cancellation
     ///
     /// Dropping the future loses no record: the next call hands out what this one would have.
     fn next(&mut self, max_bytes: usize) -> BoxFuture<'_, Result<Vec<Entry>, ReadError>>;
+
+    /// Up to where all was handed out that there is, where that is more than up to the last record.
+    fn position(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// The number of an assignment: a commit that carries an older one is refused.

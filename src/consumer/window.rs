@@ -177,7 +177,7 @@ pub struct Window {
     next: u64,
     /// What the checkpoint at the start says of offsets that were not read again yet.
     earlier: State,
-    /// The last offset of each read, and how many bytes it had, oldest first.
+    /// The offset after the last one of each read, and how many bytes it had, oldest first.
     reads: VecDeque<(u64, u64)>,
     span_bytes: u64,
     /// The most bytes of a checkpoint's state.
@@ -302,11 +302,11 @@ impl Window {
         })
     }
 
-    /// Notes that records up to `last` were read, `bytes` of them.
-    pub fn note_read(&mut self, last: u64, bytes: u64) {
-        self.next = last + 1;
+    /// Notes that all records below `next` were read, now `bytes` of them.
+    pub fn note_read(&mut self, next: u64, bytes: u64) {
+        self.next = next;
         self.catch_up = self.catch_up.filter(|(until, _)| self.next < *until);
-        self.reads.push_back((last, bytes));
+        self.reads.push_back((next, bytes));
         self.span_bytes += bytes;
         if self.next >= self.earlier.finished.end() {
             let next = self.next;
@@ -609,8 +609,8 @@ impl Window {
 
     fn forget_reads(&mut self) {
         let watermark = self.watermark();
-        while let Some((last, bytes)) = self.reads.front().copied()
-            && last < watermark
+        while let Some((next, bytes)) = self.reads.front().copied()
+            && next <= watermark
         {
             self.span_bytes -= bytes;
             self.reads.pop_front();

@@ -598,7 +598,7 @@ impl<'b> Case<'b> {
                     window.remove(slot);
                 }
             }
-            window.note_read(offset, 1);
+            window.note_read(offset + 1, 1);
         }
     }
 

@@ -80,7 +80,7 @@ fn read(window: &mut Window, next: &mut u64, end: u64, units: usize) {
         }
     }
     if end > from {
-        window.note_read(end - 1, 100 * (end - from));
+        window.note_read(end, 100 * (end - from));
         *next = end;
     }
 }
@@ -181,9 +181,9 @@ fn one_waiting_task_bounds_the_span_by_bytes() {
     let budget = Budget::new(1 << 30);
     let mut window = window(None, &budget);
     window.insert(entry(0, 1), 1);
-    window.note_read(0, MAX_SPAN_BYTES / 2);
-    assert!(window.room(false).is_some());
     window.note_read(1, MAX_SPAN_BYTES / 2);
+    assert!(window.room(false).is_some());
+    window.note_read(2, MAX_SPAN_BYTES / 2);
     assert_eq!(window.room(false), None);
     finish(&mut window, 0);
     assert!(window.room(false).is_some());
@@ -235,7 +235,7 @@ fn bounded_checkpoints_take_nothing_back() {
                     window.note(slot);
                 }
                 if end > next {
-                    window.note_read(end - 1, 100);
+                    window.note_read(end, 100);
                     next = end;
                 }
                 let open: Vec<u64> = unfinished(&window).into_iter().collect();
@@ -354,7 +354,7 @@ fn set(key: u64, may_be_refused: bool) -> NewUnit {
 fn take_in(window: &mut Window, offset: u64, unit: NewUnit) {
     let earlier = window.earlier(offset).expect("it is not finished");
     window.take_in(entry(offset, 0), vec![unit], &earlier, Timestamp::UNIX_EPOCH);
-    window.note_read(offset, 100);
+    window.note_read(offset + 1, 100);
 }
 
 #[test]
@@ -427,7 +427,7 @@ fn sent_of_zipf(tasks: u64, keys: usize, ahead: bool) -> u64 {
                 window.take_in(task, vec![set(key, false)], &earlier, Timestamp::UNIX_EPOCH);
                 next += 1;
             }
-            window.note_read(next - 1, 256 * 100);
+            window.note_read(next, 256 * 100);
         }
         if window.len() == 0 {
             return sent;

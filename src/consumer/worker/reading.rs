@@ -70,15 +70,18 @@ impl Worker {
                 return;
             }
         };
+        let next = reader.position().or_else(|| entries.last().map(|entry| entry.offset + 1));
         window.reader = Some(reader);
         window.reading_fails = false;
+        let Some(next) = next else { return };
+        // What is finished has moved, though no task was.
+        window.changed |= entries.is_empty();
         let bytes = entries.iter().map(|entry| entry.record.size() as u64).sum();
-        let Some(last) = entries.last().map(|entry| entry.offset) else { return };
         let now = Timestamp::now();
         for entry in entries {
             self.admit(id, entry, now);
         }
-        self.windows[id].note_read(last, bytes);
+        self.windows[id].note_read(next, bytes);
     }
 
     /// Takes a record into its window.

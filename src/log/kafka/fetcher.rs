@@ -2,7 +2,8 @@
 //! was handed out. To ask ahead was tried, and gained nothing: while one partition waits for its answer others are worked on.
 //!
 //! Offsets have holes: those of control records, of aborted transactions, and of what a compaction took. A batch says where
-//! the next one begins, also where all of its records are gone; where no batch comes there is none yet.
+//! the next one begins, also where all of its records are gone; where no batch comes there is none yet. So it is told how
+//! far there is nothing, too: what is finished reaches to the end of a partition, whatever lies there.
 
 use std::{
     collections::VecDeque,
@@ -75,6 +76,8 @@ pub(super) struct Fetcher {
     fetching: Option<BoxFuture<'static, (Cursor, Fetched)>>,
     /// Fetched, and over the caller's bound.
     held: VecDeque<Entry>,
+    /// Up to where the caller knows what there is.
+    told: u64,
     /// Hears of what the assignment may be wrong about.
     doubts: Option<Box<dyn Fn(Doubt) + Send>>,
 }
@@ -96,7 +99,8 @@ impl Fetcher {
     /// Reads from an offset on, or from the oldest record that there is.
     pub(super) fn new(source: Source, place: Place, from: Option<u64>) -> Self {
         let cursor = Cursor { next: from, ..Cursor::default() };
-        Self { source, place, wait: LONGEST_WAIT, cursor, fetching: None, held: VecDeque::new(), doubts: None }
+        let (told, held) = (from.unwrap_or(0), VecDeque::new());
+        Self { source, place, wait: LONGEST_WAIT, cursor, fetching: None, held, told, doubts: None }
     }
 
     /// For [`Fetcher::next_below`], which waits for nothing.
@@ -117,6 +121,11 @@ impl Fetcher {
                 None => self.look_once_more().await?,
             };
             self.held = fetched.map_err(unavailable)?.into();
+            let before = self.told;
+            self.told = self.cursor.next.unwrap_or(before);
+            if self.held.is_empty() && self.told > before {
+                return Ok(Vec::new());
+            }
         }
         Ok(self.hand_out(max_bytes))
     }
@@ -198,6 +207,10 @@ impl Fetcher {
 impl Reader for Fetcher {
     fn next(&mut self, max_bytes: usize) -> BoxFuture<'_, Result<Vec<Entry>, ReadError>> {
         Box::pin(self.read(max_bytes))
+    }
+
+    fn position(&self) -> Option<u64> {
+        self.cursor.next.filter(|_| self.held.is_empty())
     }
 }
 

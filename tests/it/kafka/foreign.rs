@@ -79,6 +79,16 @@ fn tasks_of_a_transaction_are_made_when_it_is_committed_and_never_when_it_is_abo
     wait_until("the last one is made", || redis.list("list").last().is_some_and(|name| name == "posted"));
     assert_eq!(redis.list("list"), expected);
     assert!((1..=3).all(|number| sidecar.dead_letter(&format!("aborted-{number}")).is_none()));
+
+    let end = || kafka.end_of(&topic, 0).expect("it has a leader");
+    let finished = || wait_until("all is finished", || kafka.committed(&format!("{topic}-group"), &topic).0 == end());
+    finished();
+    // Nothing comes behind it, and yet it is finished.
+    second.produce(b"list", &task("aborted-4"));
+    second.abort();
+    finished();
+    sidecar.wait_until_done();
+    assert_eq!(redis.list("list"), expected);
 }
 
 /// Whether a dead letter has kept these bytes.

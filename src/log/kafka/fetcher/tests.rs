@@ -370,6 +370,30 @@ async fn tasks_of_aborted_transactions_are_left_out_wherever_reading_begins() {
 }
 
 #[tokio::test]
+async fn it_is_told_how_far_there_is_nothing() {
+    let kafka = Kafka::shared();
+    let bench = Bench::new(kafka, &[]).await;
+    bench.produce(&["first", "second"]).await;
+    let mut reader = bench.reader(None);
+    assert_eq!((reader.next(1).await.expect("it comes").len(), reader.position()), (1, None));
+    assert_eq!((reader.next(1).await.expect("it is there").len(), reader.position()), (1, Some(2)));
+    let mut aborting = kafka.transactional(&bench.topic, 0);
+    for _ in 0..2 {
+        aborting.produce(b"k", b"aborted");
+    }
+    aborting.abort();
+    let mut position = Some(2);
+    while position < Some(5) {
+        let entries = timeout(Duration::from_secs(60), reader.next(ALL)).await.expect("it moves");
+        assert_eq!(entries, Ok(Vec::new()));
+        assert!(reader.position() > position, "there is neither a record nor news");
+        position = reader.position();
+    }
+    let (found, ()) = tokio::join!(read(&mut reader, 1), bench.produce(&["behind"]));
+    assert_eq!(found, owned(&[(5, "behind")]));
+}
+
+#[tokio::test]
 async fn topic_that_a_broker_compresses_otherwise_stops_nothing() {
     let kafka = Kafka::shared();
     let bench = Bench::new(kafka, &[("compression.type", "zstd")]).await;
