@@ -1,5 +1,6 @@
 //! Decides what a member of a group says next, and what an answer means for its partitions. No IO and no clock: it is
-//! told what was answered, and when.
+//! told what was answered, and when. Here is membership itself; `offsets` is what is asked beside it, `room` whether to join
+//! at all, `meaning` what errors mean.
 //!
 //! ```text
 //!          ┌────────────── rebalance, or something was given up ◀──────────────┐
@@ -37,22 +38,22 @@ use kafka_protocol::{
     error::ResponseError,
     messages::{
         GroupId, HeartbeatRequest, HeartbeatResponse, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest,
-        OffsetCommitRequest, OffsetCommitResponse, OffsetFetchRequest, OffsetFetchResponse, SyncGroupRequest,
-        SyncGroupResponse, TopicName,
-        join_group_request::JoinGroupRequestProtocol,
-        leave_group_request::MemberIdentity,
-        offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
-        offset_fetch_request::OffsetFetchRequestTopic,
-        sync_group_request::SyncGroupRequestAssignment,
+        SyncGroupRequest, SyncGroupResponse, join_group_request::JoinGroupRequestProtocol,
+        leave_group_request::MemberIdentity, sync_group_request::SyncGroupRequestAssignment,
     },
     protocol::StrBytes,
 };
 use tokio::time::Instant;
 
+use self::{
+    meaning::{Meaning, meaning, refusal},
+    offsets::AskedOffsets,
+    room::Room,
+};
 use super::{
     Committed, Doubt, GroupTopic, TopicId, TopicPartition,
     assignor::{self, Conflict, MemberView, TargetView},
-    commits::{Commit, CommitId, Commits},
+    commits::{CommitId, Commits},
     holdings::{Change, Holdings},
     renewals::Renewals,
     subscription,
@@ -65,6 +66,12 @@ use crate::log::{
     },
 };
 
+mod meaning;
+mod offsets;
+mod room;
+
+pub(super) use self::offsets::{OffsetsAnswer, OffsetsQuestion};
+
 /// Our own, so that a consumer of another kind fails loudly instead of committing tasks that it has not executed.
 const PROTOCOL: &str = "redrive-v1";
 /// What Kafka's tools show partitions of.
@@ -74,11 +81,6 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LAST_BACKOFF: Duration = Duration::from_secs(2);
 /// Between tries of what only a person can mend.
 const REFUSED_BACKOFF: Duration = Duration::from_secs(5);
-/// Members beyond one for each partition that a group may have, so that one of them can take over at once.
-const STAND_BYS: usize = 2;
-/// How often a process that is left out looks whether there is room; at first after one session, as some members may be
-/// dead already.
-const ROOM_INTERVAL: Duration = Duration::from_secs(30);
 /// While the group is between two generations.
 const REBALANCE_BACKOFF: Duration = Duration::from_millis(100);
 
@@ -124,19 +126,6 @@ pub(super) enum Answer {
     Join(JoinGroupResponse),
     Sync(SyncGroupResponse),
     Heartbeat(HeartbeatResponse),
-}
-
-/// What is asked on the other one, which a pending join does not block.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum OffsetsQuestion {
-    Fetch(OffsetFetchRequest),
-    Commit(OffsetCommitRequest),
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum OffsetsAnswer {
-    Fetch(OffsetFetchResponse),
-    Commit(OffsetCommitResponse),
 }
 
 /// What comes of an answer.
@@ -198,34 +187,9 @@ enum Phase {
     Stable,
 }
 
-/// Whether the group has room for one more. It is asked for before a new member joins: every join disturbs all members,
-/// and more members than partitions are of no use.
-enum Room {
-    Unknown { look_at: Instant },
-    None { look_at: Instant },
-    Found,
-}
-
 struct Asked {
     identity: Identity,
     at: BootTime,
-}
-
-enum AskedOffsets {
-    Fetch(Vec<(TopicPartition, Epoch)>),
-    Commit { identity: Identity, at: BootTime, batch: BTreeMap<TopicPartition, Commit> },
-}
-
-/// What an error of the group means.
-enum Meaning {
-    /// It has another coordinator by now, or none yet.
-    NoCoordinator,
-    Rebalance,
-    /// This is no member of it, or not any more.
-    Forgotten,
-    Fenced,
-    /// It takes a person.
-    Refused,
 }
 
 pub(super) struct Member {
@@ -399,40 +363,6 @@ impl Member {
         self.seen.as_ref()?.get(topic)?.id
     }
 
-    // Room
-
-    /// Whether the size of the group is to be looked at; it goes to [`Self::size_seen`].
-    pub(super) fn wants_size(&self, now: Instant) -> bool {
-        let (Room::Unknown { look_at } | Room::None { look_at }) = self.room else {
-            return false;
-        };
-        self.has_coordinator && self.seen.is_some() && self.failure.is_none() && now >= look_at
-    }
-
-    pub(super) fn size_seen(&mut self, members: usize, now: Instant) {
-        if members < self.units() + STAND_BYS {
-            self.room = Room::Found;
-            return;
-        }
-        let wait = if matches!(self.room, Room::None { .. }) { ROOM_INTERVAL } else { self.settings.session };
-        self.room = Room::None { look_at: now + wait.mul_f64(0.75 + fastrand::f64() / 2.0) };
-    }
-
-    /// Where nobody tells the size, the group decides by itself.
-    pub(super) fn size_unknown(&mut self, is_permanent: bool, now: Instant) {
-        self.room = if is_permanent { Room::Found } else { Room::Unknown { look_at: now + FIRST_BACKOFF } };
-    }
-
-    /// How many members can have something.
-    fn units(&self) -> usize {
-        let Some(seen) = &self.seen else {
-            return 0;
-        };
-        let targets = targets(&self.settings.topics, seen);
-        let partitions = targets.iter().map(|target| target.topics.iter().map(|(_, count)| *count).max().unwrap_or(0));
-        partitions.map(|count| usize::try_from(count).unwrap_or(0)).sum()
-    }
-
     // Membership
 
     /// What to ask now, if there is something; its answer goes to [`Self::answered`].
@@ -453,11 +383,6 @@ impl Member {
         };
         self.asked = Some(Asked { identity: self.identity.clone(), at });
         Some(question)
-    }
-
-    /// One that is in comes in again; a static member has its place.
-    fn is_let_in(&self) -> bool {
-        matches!(self.room, Room::Found) || !self.identity.member_id.is_empty() || self.settings.instance_id.is_some()
     }
 
     /// How long an answer may take: the group answers a join when all have joined.
@@ -681,215 +606,6 @@ impl Member {
         self.holdings.renew(by_rebalance.map_or(by_session, |end| by_session.min(end)));
     }
 
-    // Offsets
-
-    /// What to ask about offsets now, if there is something; its answer goes to [`Self::answered_offsets`].
-    pub(super) fn next_offsets_question(&mut self, now: Instant, at: BootTime) -> Option<OffsetsQuestion> {
-        if self.asked_offsets.is_some() || !self.has_coordinator || self.failure.is_some() {
-            return None;
-        }
-        let mut unfetched = self.holdings.unfetched();
-        // Whose it is what was committed is known once the topic was seen; others may see it first.
-        let seen = self.seen.as_ref();
-        unfetched.retain(|(partition, _)| seen.is_some_and(|seen| seen.contains_key(&partition.topic)));
-        if !unfetched.is_empty() && now >= self.fetch_not_before {
-            let request = OffsetFetchRequest::default()
-                .with_group_id(self.settings.group.clone())
-                .with_topics(Some(fetch_topics(&unfetched)));
-            self.asked_offsets = Some(AskedOffsets::Fetch(unfetched));
-            return Some(OffsetsQuestion::Fetch(request));
-        }
-        // Between a join and its sync the group takes no commits.
-        if self.commits.is_empty() || now < self.commit_not_before || matches!(self.phase, Phase::Syncing(_)) {
-            return None;
-        }
-        let batch = self.commits.take();
-        let request = OffsetCommitRequest::default()
-            .with_group_id(self.settings.group.clone())
-            .with_generation_id_or_member_epoch(self.identity.generation)
-            .with_member_id(self.identity.member_id.clone())
-            .with_group_instance_id(self.settings.instance_id.clone())
-            .with_topics(self.commit_topics(&batch));
-        self.asked_offsets = Some(AskedOffsets::Commit { identity: self.identity.clone(), at, batch });
-        Some(OffsetsQuestion::Commit(request))
-    }
-
-    pub(super) fn answered_offsets(&mut self, answer: Result<OffsetsAnswer, String>, now: Instant) {
-        match (self.asked_offsets.take(), answer) {
-            (Some(AskedOffsets::Fetch(asked)), Ok(OffsetsAnswer::Fetch(answer))) => self.fetched(&asked, &answer, now),
-            (Some(AskedOffsets::Commit { identity, at, batch }), Ok(OffsetsAnswer::Commit(answer))) => {
-                self.committed(&identity, at, batch, &answer, now);
-            }
-            (Some(AskedOffsets::Commit { batch, .. }), Err(problem)) => {
-                self.put_back(batch);
-                self.coordinator_lost(problem, now);
-            }
-            (Some(AskedOffsets::Fetch(_)), Err(problem)) => self.coordinator_lost(problem, now),
-            (Some(AskedOffsets::Commit { batch, .. }), Ok(_)) => self.put_back(batch),
-            (Some(AskedOffsets::Fetch(_)) | None, _) => {}
-        }
-    }
-
-    fn fetched(&mut self, asked: &[(TopicPartition, Epoch)], answer: &OffsetFetchResponse, now: Instant) {
-        if let Some(error) = ResponseError::try_from_code(answer.error_code) {
-            return self.fetch_refused(error, "", now);
-        }
-        let mut found = BTreeMap::new();
-        for topic in &answer.topics {
-            for partition in &topic.partitions {
-                found.insert((topic.name.as_str(), partition.partition_index), partition);
-            }
-        }
-        for (partition, epoch) in asked {
-            let Some(stored) = found.get(&(&*partition.topic, partition.partition)) else {
-                self.fetch_not_before = now + FIRST_BACKOFF;
-                continue;
-            };
-            if let Some(error) = ResponseError::try_from_code(stored.error_code) {
-                self.fetch_refused(error, &partition.topic, now);
-                continue;
-            }
-            let words = stored.metadata.as_ref().map_or("", |words| words.as_str());
-            let committed = Committed::read(stored.committed_offset, words, self.topic_id(&partition.topic));
-            if committed.is_none() && stored.committed_offset >= 0 {
-                let TopicPartition { topic, partition } = partition;
-                tracing::info!("What was committed for {topic}/{partition} is of an earlier topic of its name");
-            }
-            self.fetch_problem = None;
-            if let Some(committed) = &committed {
-                self.renewals.note(partition.clone(), *epoch, committed.clone(), now);
-            }
-            let change = self.holdings.fetched(partition, *epoch, committed);
-            self.outputs.extend(change.map(Output::Change));
-        }
-    }
-
-    fn fetch_refused(&mut self, error: ResponseError, topic: &str, now: Instant) {
-        match meaning(error) {
-            Meaning::NoCoordinator => self.coordinator_lost(error.to_string(), now),
-            Meaning::Refused if !error.is_retriable() => {
-                self.fetch_problem = Some(refusal(error, &self.settings.group, topic));
-                self.fetch_not_before = now + REFUSED_BACKOFF;
-            }
-            _ => self.fetch_not_before = now + FIRST_BACKOFF,
-        }
-    }
-
-    /// Takes what is to be committed. The result comes with the id.
-    pub(super) fn commit(
-        &mut self,
-        partition: TopicPartition,
-        epoch: Epoch,
-        offset: i64,
-        metadata: String,
-        id: CommitId,
-        now: Instant,
-    ) {
-        if self.holdings.epoch(&partition) == Some(epoch) {
-            let until = now + self.settings.session;
-            self.commits.push(partition, Commit::new(epoch, offset, metadata, id, until));
-        } else {
-            self.outputs.push(Output::Committed { id, result: Err(CommitError::EpochOver) });
-        }
-    }
-
-    fn committed(
-        &mut self,
-        identity: &Identity,
-        at: BootTime,
-        mut batch: BTreeMap<TopicPartition, Commit>,
-        answer: &OffsetCommitResponse,
-        now: Instant,
-    ) {
-        let is_current = *identity == self.identity;
-        let joins = !matches!(self.phase, Phase::Stable);
-        let mut is_stored = false;
-        let mut is_forgotten = false;
-        for topic in &answer.topics {
-            for answered in &topic.partitions {
-                let partition =
-                    TopicPartition { topic: topic.name.as_str().into(), partition: answered.partition_index };
-                let Some(error) = ResponseError::try_from_code(answered.error_code) else {
-                    is_stored = true;
-                    self.commit_problem = None;
-                    let stored = batch.remove(&partition);
-                    if let Some(Commit { epoch, offset, metadata, .. }) = &stored {
-                        let committed = Committed { offset: *offset, metadata: metadata.clone() };
-                        self.renewals.note(partition, *epoch, committed, now);
-                    }
-                    self.settle(stored, &Ok(()));
-                    continue;
-                };
-                match meaning(error) {
-                    Meaning::NoCoordinator => self.coordinator_lost(error.to_string(), now),
-                    Meaning::Rebalance => self.commit_not_before = now + REBALANCE_BACKOFF,
-                    // While it joins, what the join is answered decides.
-                    Meaning::Forgotten if joins || !is_current => self.commit_not_before = now + REBALANCE_BACKOFF,
-                    Meaning::Forgotten => is_forgotten = true,
-                    Meaning::Fenced => return self.fenced_at_commit(batch, now),
-                    Meaning::Refused if error.is_retriable() => {
-                        self.wants_look |= error == ResponseError::UnknownTopicOrPartition;
-                        self.commit_problem = Some(error.to_string());
-                        self.commit_not_before = now + FIRST_BACKOFF;
-                    }
-                    Meaning::Refused => {
-                        let reason = refusal(error, &self.settings.group, &partition.topic);
-                        self.settle(batch.remove(&partition), &Err(CommitError::Unavailable { reason }));
-                    }
-                }
-            }
-        }
-        if is_stored && is_current {
-            self.renew(at);
-        }
-        self.put_back(batch);
-        if is_forgotten {
-            self.forgotten(now);
-        }
-    }
-
-    fn fenced_at_commit(&mut self, batch: BTreeMap<TopicPartition, Commit>, now: Instant) {
-        self.put_back(batch);
-        self.fenced(now);
-    }
-
-    fn commit_topics(&self, batch: &BTreeMap<TopicPartition, Commit>) -> Vec<OffsetCommitRequestTopic> {
-        let mut topics: BTreeMap<&Arc<str>, Vec<OffsetCommitRequestPartition>> = BTreeMap::new();
-        for (partition, commit) in batch {
-            let words = Committed::stored(&commit.metadata, self.topic_id(&partition.topic));
-            topics.entry(&partition.topic).or_default().push(
-                OffsetCommitRequestPartition::default()
-                    .with_partition_index(partition.partition)
-                    .with_committed_offset(commit.offset)
-                    .with_committed_metadata(Some(StrBytes::from_string(words))),
-            );
-        }
-        let topics = topics.into_iter().map(|(topic, partitions)| {
-            OffsetCommitRequestTopic::default().with_name(TopicName(text(topic))).with_partitions(partitions)
-        });
-        topics.collect()
-    }
-
-    fn put_back(&mut self, batch: BTreeMap<TopicPartition, Commit>) {
-        for (partition, commit) in batch {
-            self.commits.put_back(partition, commit);
-        }
-        self.drop_commits();
-    }
-
-    /// Refuses what is not owned any more.
-    fn drop_commits(&mut self) {
-        let holdings = &self.holdings;
-        let over = self.commits.take_over(|partition, epoch| holdings.epoch(partition) != Some(epoch));
-        let refused = over.into_iter().map(|id| Output::Committed { id, result: Err(CommitError::EpochOver) });
-        self.outputs.extend(refused);
-    }
-
-    fn settle(&mut self, commit: Option<Commit>, result: &Result<(), CommitError>) {
-        let ids = commit.iter().flat_map(Commit::ids);
-        self.outputs.extend(ids.map(|id| Output::Committed { id, result: result.clone() }));
-    }
-
     /// The consumer has given up a partition that it was asked for.
     pub(super) fn drained(&mut self, partition: &TopicPartition, epoch: Epoch) {
         self.holdings.drained(partition, epoch);
@@ -938,45 +654,6 @@ impl Member {
     }
 }
 
-impl Room {
-    fn look_at(&self) -> Option<Instant> {
-        match self {
-            Self::Unknown { look_at } | Self::None { look_at } => Some(*look_at),
-            Self::Found => None,
-        }
-    }
-}
-
-fn meaning(error: ResponseError) -> Meaning {
-    match error {
-        ResponseError::NotCoordinator
-        | ResponseError::CoordinatorNotAvailable
-        | ResponseError::CoordinatorLoadInProgress => Meaning::NoCoordinator,
-        ResponseError::RebalanceInProgress => Meaning::Rebalance,
-        ResponseError::UnknownMemberId | ResponseError::IllegalGeneration => Meaning::Forgotten,
-        ResponseError::FencedInstanceId => Meaning::Fenced,
-        _ => Meaning::Refused,
-    }
-}
-
-/// What a person is told, with what ends it. `topic`: what was asked for, where it was one.
-fn refusal(error: ResponseError, group: &GroupId, topic: &str) -> String {
-    let remedy = match error {
-        ResponseError::GroupAuthorizationFailed => return format!("{error}: allow Read on group {}", group.as_str()),
-        ResponseError::TopicAuthorizationFailed => return format!("{error}: allow Read on topic {topic}"),
-        ResponseError::InconsistentGroupProtocol => {
-            "consumers of another kind are in the group; give Redrive a group of its own (kafka.group)"
-        }
-        ResponseError::InvalidSessionTimeout => {
-            "kafka.session_timeout must be within the broker's group.min.session.timeout.ms and its maximum"
-        }
-        ResponseError::OffsetMetadataTooLarge => "the broker's offset.metadata.max.bytes must be at least 4096",
-        ResponseError::GroupMaxSizeReached => "the broker's group.max.size is reached",
-        _ => return error.to_string(),
-    };
-    format!("{error}: {remedy}")
-}
-
 /// What this member says of its targets. A topic that does not exist is not named.
 fn targets(topics: &[GroupTopic], seen: &BTreeMap<Arc<str>, Seen>) -> Vec<TargetView> {
     let mut targets: BTreeMap<&Arc<str>, TargetView> = BTreeMap::new();
@@ -991,17 +668,6 @@ fn targets(topics: &[GroupTopic], seen: &BTreeMap<Arc<str>, Seen>) -> Vec<Target
         }
     }
     targets.into_values().collect()
-}
-
-fn fetch_topics(partitions: &[(TopicPartition, Epoch)]) -> Vec<OffsetFetchRequestTopic> {
-    let mut topics: BTreeMap<&Arc<str>, Vec<i32>> = BTreeMap::new();
-    for (partition, _) in partitions {
-        topics.entry(&partition.topic).or_default().push(partition.partition);
-    }
-    let topics = topics.into_iter().map(|(topic, partitions)| {
-        OffsetFetchRequestTopic::default().with_name(TopicName(text(topic))).with_partition_indexes(partitions)
-    });
-    topics.collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The rules of the module doc, by their numbers, each at the moment that matters.
 
 use kafka_protocol::messages::{
+    OffsetCommitRequest, OffsetCommitResponse, OffsetFetchResponse, TopicName,
     join_group_response::JoinGroupResponseMember,
     offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic},
     offset_fetch_response::{OffsetFetchResponsePartition, OffsetFetchResponseTopic},
