@@ -7,7 +7,7 @@
 //! frame:  | length i32 | header | body |      sent in one piece, without Nagle's delay
 //! ```
 
-use std::{fmt, io, time::Duration};
+use std::{collections::HashMap, fmt, io, ops::RangeInclusive, time::Duration};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kafka_protocol::{
@@ -366,25 +366,22 @@ impl Connection {
 
     async fn check_versions(&mut self, within: Duration) -> Result<(), WireError> {
         let answer = self.call(&ApiVersionsRequest::default(), within).await?;
+        let known: HashMap<i16, RangeInclusive<i16>> =
+            answer.api_keys.iter().map(|known| (known.api_key, known.min_version..=known.max_version)).collect();
         for &(call, key, version) in CALLS {
-            let Some(known) = answer.api_keys.iter().find(|known| known.api_key == key) else {
-                // A broker without SASL does not list it; one that wants it says so when asked.
-                if ![SaslHandshakeRequest::KEY, SaslAuthenticateRequest::KEY].contains(&key) {
-                    self.unknown.push(key);
+            match known.get(&key) {
+                Some(versions) if versions.contains(&version) => {}
+                Some(versions) => {
+                    let (broker, min, max) = (self.broker.clone(), *versions.start(), *versions.end());
+                    return Err(WireError::Version { broker, call, version, min, max });
                 }
-                continue;
-            };
-            if !(known.min_version..=known.max_version).contains(&version) {
-                let (min, max) = (known.min_version, known.max_version);
-                return Err(WireError::Version { broker: self.broker.clone(), call, version, min, max });
+                // A broker without SASL does not list it; one that wants it says so when asked.
+                None if [SaslHandshakeRequest::KEY, SaslAuthenticateRequest::KEY].contains(&key) => {}
+                None => self.unknown.push(key),
             }
         }
-        let is_known = |key: i16, version: i16| {
-            let known = answer.api_keys.iter().find(|known| known.api_key == key);
-            known.is_some_and(|known| (known.min_version..=known.max_version).contains(&version))
-        };
-        self.newer =
-            NEWER_CALLS.iter().filter(|(key, version)| is_known(*key, *version)).map(|(key, _)| *key).collect();
+        let newer = NEWER_CALLS.iter().filter(|(key, version)| known.get(key).is_some_and(|it| it.contains(version)));
+        self.newer = newer.map(|(key, _)| *key).collect();
         Ok(())
     }
 
