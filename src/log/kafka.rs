@@ -72,6 +72,7 @@ mod login;
 pub mod nodelay;
 mod outbox;
 mod partitioner;
+pub mod permission;
 mod producer;
 mod progress;
 mod record;

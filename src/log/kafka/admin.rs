@@ -23,6 +23,7 @@ use kafka_protocol::{
 use super::{
     committed::{Committed, TopicId},
     config::Config,
+    permission::{Operation, Permission, Resource},
     security::Security,
     wire::{Address, Call, Connection, Dialer, WireError},
 };
@@ -54,8 +55,8 @@ pub enum AdminError {
     #[error("{what}: {reason}")]
     Refused { what: String, reason: String, error: ResponseError },
     /// The user lacks a permission.
-    #[error("{resource}: {reason}; allow {operation} on it")]
-    Forbidden { resource: String, operation: &'static str, reason: String },
+    #[error("{what}: {reason}; {needs}")]
+    Forbidden { what: String, reason: String, needs: Permission },
 }
 
 impl AdminError {
@@ -68,25 +69,26 @@ impl AdminError {
         }
     }
 
-    /// What a broker answered of a resource, which it takes the permission of `operation` to ask for.
+    /// What a broker answered of something, which it takes a permission to ask for.
     pub(super) fn refused(
-        resource: impl Into<String>,
-        operation: &'static str,
+        what: impl Into<String>,
+        needs: Permission,
         error: ResponseError,
         detail: Option<&str>,
     ) -> Self {
+        let what = what.into();
         let reason = match detail {
             Some(detail) if !detail.is_empty() => format!("{error}: {detail}"),
             _ => error.to_string(),
         };
         match error {
             ResponseError::TopicAuthorizationFailed | ResponseError::GroupAuthorizationFailed => {
-                Self::Forbidden { resource: resource.into(), operation, reason }
+                Self::Forbidden { what, reason, needs }
             }
             ResponseError::ClusterAuthorizationFailed => {
-                Self::Forbidden { resource: "the cluster".to_owned(), operation, reason }
+                Self::Forbidden { what, reason, needs: Permission { resource: Resource::Cluster, ..needs } }
             }
-            _ => Self::Refused { what: resource.into(), reason, error },
+            _ => Self::Refused { what, reason, error },
         }
     }
 }
@@ -224,7 +226,7 @@ impl Admin {
                 }
                 // It does not exist, or not everywhere yet.
                 Some(ResponseError::UnknownTopicOrPartition | ResponseError::LeaderNotAvailable) => {}
-                Some(error) => return Err(AdminError::refused(format!("topic {name}"), "Describe", error, None)),
+                Some(error) => return Err(topic_refused(&name, error)),
             }
         }
         self.known = cluster.brokers.values().cloned().collect();
@@ -237,8 +239,7 @@ impl Admin {
         let request = FindCoordinatorRequest::default().with_key(text(&self.config.group));
         let answer = self.ask_any(&request).await?;
         if let Some(error) = ResponseError::try_from_code(answer.error_code) {
-            let what = format!("group {}", self.config.group);
-            return Err(AdminError::refused(what, "Read", error, answer.error_message.as_deref()));
+            return Err(self.group_refused(error, answer.error_message.as_deref()));
         }
         Ok(Address { host: answer.host.to_string(), port: u16::try_from(answer.port).unwrap_or(0) })
     }
@@ -260,7 +261,8 @@ impl Admin {
                 None | Some(ResponseError::TopicAlreadyExists) => {}
                 Some(error) => {
                     let what = format!("topic {} cannot be made", topic.name.as_str());
-                    return Err(AdminError::refused(what, "Create", error, topic.error_message.as_deref()));
+                    let needs = Permission::on_topic(Operation::Create, topic.name.as_str());
+                    return Err(AdminError::refused(what, needs, error, topic.error_message.as_deref()));
                 }
             }
         }
@@ -363,8 +365,18 @@ impl Admin {
         match ResponseError::try_from_code(group.error_code) {
             None => Ok(Some(group)),
             Some(ResponseError::GroupIdNotFound) => Ok(None),
-            Some(error) => Err(AdminError::refused(format!("group {}", self.config.group), "Read", error, None)),
+            Some(error) => Err(self.group_refused(error, None)),
         }
+    }
+
+    fn group_refused(&self, error: ResponseError, detail: Option<&str>) -> AdminError {
+        let group = &self.config.group;
+        AdminError::refused(
+            format!("group {group}"),
+            Permission::on_group(Operation::Read, group.clone()),
+            error,
+            detail,
+        )
     }
 
     /// An offset of each of these partitions; those that nobody leads, or whose leader does not tell, are left out.
@@ -415,8 +427,7 @@ impl Admin {
         topic: &Arc<str>,
         partition: u32,
     ) -> Result<Connection, AdminError> {
-        let refused =
-            |error| Err(AdminError::refused(format!("topic {topic}, partition {partition}"), "Read", error, None));
+        let refused = |error| Err(partition_refused(topic, partition, error));
         let index = i32::try_from(partition).expect("Kafka counts partitions in 31 bits");
         let cluster = self.cluster(std::slice::from_ref(topic)).await?;
         let Some(replicas) = cluster.topics.get(&**topic).and_then(|partitions| partitions.get(&index)) else {
@@ -449,14 +460,14 @@ impl Admin {
             OffsetFetchRequest::default().with_group_id(group_id(&self.config)).with_topics(Some(topics.collect()));
         let answer = self.ask(&coordinator, &request, self.config.request_timeout).await?;
         if let Some(error) = ResponseError::try_from_code(answer.error_code) {
-            return Err(AdminError::refused(format!("group {}", self.config.group), "Read", error, None));
+            return Err(self.group_refused(error, None));
         }
         let mut stored = BTreeMap::new();
         for topic in answer.topics {
             let name: Arc<str> = topic.name.as_str().into();
             for partition in topic.partitions {
                 if let Some(error) = ResponseError::try_from_code(partition.error_code) {
-                    return Err(AdminError::refused(format!("topic {name}"), "Describe", error, None));
+                    return Err(topic_refused(&name, error));
                 }
                 let Ok(index) = u32::try_from(partition.partition_index) else { continue };
                 let words = partition.metadata.as_ref().map_or("", |metadata| metadata.as_str());
@@ -511,6 +522,16 @@ impl Admin {
         self.connections.insert(broker.clone(), connection);
         Ok(answer)
     }
+}
+
+fn topic_refused(topic: &str, error: ResponseError) -> AdminError {
+    AdminError::refused(format!("topic {topic}"), Permission::on_topic(Operation::Describe, topic), error, None)
+}
+
+/// What the leader of a partition that is read has answered, or whoever knows the leader.
+pub(super) fn partition_refused(topic: &Arc<str>, partition: u32, error: ResponseError) -> AdminError {
+    let what = format!("topic {topic}, partition {partition}");
+    AdminError::refused(what, Permission::on_topic(Operation::Read, topic.clone()), error, None)
 }
 
 fn replicas(topic: &MetadataResponseTopic) -> BTreeMap<i32, Replicas> {

@@ -7,6 +7,8 @@ use rskafka::{
     client::error::{Error, ProtocolError, RequestContext},
 };
 
+use super::permission::{Operation, Permission};
+
 /// Why a call did not succeed.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -89,12 +91,12 @@ fn display(error: &Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     match error {
         Error::ServerError { protocol_error: error @ ProtocolError::TopicAuthorizationFailed, request, .. } => {
             let (operation, topic) = match request {
-                RequestContext::Fetch { topic_name, .. } => ("Read", topic_name),
-                RequestContext::Partition(topic, _) => ("Write", topic),
-                RequestContext::Topic(topic) => ("Describe", topic),
+                RequestContext::Fetch { topic_name, .. } => (Operation::Read, topic_name),
+                RequestContext::Partition(topic, _) => (Operation::Write, topic),
+                RequestContext::Topic(topic) => (Operation::Describe, topic),
                 _ => return write!(f, "the broker answered: {error}"),
             };
-            write!(f, "the broker answered: {error}; allow {operation} on topic {topic}")
+            write!(f, "the broker answered: {error}; {}", Permission::on_topic(operation, topic.as_str()))
         }
         Error::ServerError { protocol_error, .. } => write!(f, "the broker answered: {protocol_error}"),
         Error::RetryFailed(BackoffError::DeadlineExceded { source, .. }) => match source.downcast_ref::<Error>() {

@@ -27,7 +27,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    admin::{Admin, AdminError, Which, milliseconds, topic_name},
+    admin::{Admin, AdminError, Which, milliseconds, partition_refused, topic_name},
     batch,
     config::Config,
     depths::{Depths, Place},
@@ -276,7 +276,7 @@ fn admin(source: &Source) -> Admin {
 }
 
 fn refused((topic, partition): &Place, error: ResponseError) -> AdminError {
-    AdminError::refused(format!("topic {topic}, partition {partition}"), "Read", error, None)
+    partition_refused(topic, *partition, error)
 }
 
 /// What a leader is asked: for what there is from an offset on, or for what comes there within `wait`.

@@ -151,10 +151,10 @@ fn sidecar_needs_no_more_than_it_is_documented_to_need() {
     // What is missing, how the line in the log begins and what mends it, and whether tasks reach Kafka all the same.
     let lacking = [
         (Some(Operation::Write), "Appends to Kafka are failing", "allow Write on topic {}", false),
-        (Some(Operation::Create), "Topics cannot be made", "allow Create on it", false),
-        (Some(Operation::DescribeConfigs), "Topic ", "allow DescribeConfigs on it", true),
-        (Some(Operation::Read), "Reading ", "allow Read on it", true),
-        (None, "No part of the group", "allow Read on ", true),
+        (Some(Operation::Create), "Topics cannot be made", "allow Create on topic {}", false),
+        (Some(Operation::DescribeConfigs), "Topic ", "allow DescribeConfigs on topic {}", true),
+        (Some(Operation::Read), "Reading ", "allow Read on topic {}", true),
+        (None, "No part of the group", "allow Read on group {}-group", true),
     ];
     let mut sidecars = Vec::new();
     for (missing, line, remedy, reaches) in lacking {

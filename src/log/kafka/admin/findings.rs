@@ -3,7 +3,13 @@
 use std::{collections::HashMap, time::Duration};
 
 use super::{AdminError, TopicKind};
-use crate::{finding::Severity, log::kafka::config::Config};
+use crate::{
+    finding::Severity,
+    log::kafka::{
+        config::Config,
+        permission::{Operation, Permission},
+    },
+};
 
 /// What is asked of a topic's configuration.
 pub(super) const KEYS: [&str; 7] = [
@@ -118,11 +124,9 @@ pub(super) fn missing(topic: &str) -> Finding {
 /// Why nothing could be asked.
 pub(in crate::log::kafka) fn unasked(error: &AdminError) -> Finding {
     let (code, message, remedy) = match error {
-        AdminError::Forbidden { resource, operation, reason } => (
-            FindingCode::Forbidden,
-            format!("{resource}: {reason}"),
-            format!("allow {operation} on {resource}, and what else docs/kafka.md lists"),
-        ),
+        AdminError::Forbidden { what, reason, needs } => {
+            (FindingCode::Forbidden, format!("{what}: {reason}"), format!("{needs}, and what else docs/kafka.md lists"))
+        }
         error => (
             FindingCode::Unreachable,
             error.to_string(),
@@ -150,7 +154,7 @@ impl Topic<'_> {
             None => found.push(self.finding(
                 FindingCode::Unchecked,
                 "its configuration may not be read, so that nobody knows whether it keeps what it is given".to_owned(),
-                "allow DescribeConfigs on it".to_owned(),
+                Permission::on_topic(Operation::DescribeConfigs, self.name).to_string(),
             )),
             Some(configs) => found.extend(self.configured(configs, config)),
         }

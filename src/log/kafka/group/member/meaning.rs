@@ -2,6 +2,8 @@
 
 use kafka_protocol::{error::ResponseError, messages::GroupId};
 
+use crate::log::kafka::permission::{Operation, Permission};
+
 /// What an error of the group means.
 pub(super) enum Meaning {
     /// It has another coordinator by now, or none yet.
@@ -28,9 +30,12 @@ pub(super) fn meaning(error: ResponseError) -> Meaning {
 
 /// What a person is told, with what ends it. `topic`: what was asked for, where it was one.
 pub(super) fn refusal(error: ResponseError, group: &GroupId, topic: &str) -> String {
+    let allowing = |needs: Permission| format!("{error}; {needs}");
     let remedy = match error {
-        ResponseError::GroupAuthorizationFailed => return format!("{error}: allow Read on group {}", group.as_str()),
-        ResponseError::TopicAuthorizationFailed => return format!("{error}: allow Read on topic {topic}"),
+        ResponseError::GroupAuthorizationFailed => {
+            return allowing(Permission::on_group(Operation::Read, group.as_str()));
+        }
+        ResponseError::TopicAuthorizationFailed => return allowing(Permission::on_topic(Operation::Read, topic)),
         ResponseError::InconsistentGroupProtocol => {
             "consumers of another kind are in the group; give Redrive a group of its own (kafka.group)"
         }
