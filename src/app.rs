@@ -325,7 +325,7 @@ pub(crate) fn targets(config: &Config, boot_id: [u8; 16]) -> Result<Vec<Target>,
 pub(crate) async fn inspect_kafka(config: &Config) -> Result<Vec<kafka::admin::Finding>, kafka::OpenError> {
     let Some(kafka) = &config.kafka else { return Ok(Vec::new()) };
     let targets = config.targets.iter().map(|target| target.name.as_str().into());
-    Ok(kafka::inspect(kafka_config(config, kafka), targets).await?)
+    Ok(kafka::inspect(kafka_config(config, kafka), targets, config.role != Role::Gateway).await?)
 }
 
 fn journal_config(config: &Config) -> JournalConfig {

@@ -190,18 +190,20 @@ impl KafkaLog {
     }
 }
 
-/// Looks at the topics of these targets, without taking part in anything.
+/// Looks at the topics of these targets and at what may be done with them, without taking part in anything. `executes`:
+/// whether tasks are made here, or only taken.
 pub async fn inspect(
     config: Config,
     targets: impl IntoIterator<Item = Arc<str>>,
+    executes: bool,
 ) -> Result<Vec<Finding>, SecurityError> {
     let security = Security::load(config.tls.as_ref(), config.sasl.as_ref())?;
     let queues = targets.into_iter().flat_map(|target| LANES.map(|lane| QueueName { target: target.clone(), lane }));
     let tasks = queues.map(|queue| (topic_of(&config.topic, &queue).into(), TopicKind::Tasks));
     let letters = (table::topic_of(&config.topic, table::LETTERS).into(), TopicKind::Table);
     let topics: Vec<(Arc<str>, TopicKind)> = tasks.chain([letters]).collect();
-    let inspected = Admin::new(Arc::new(config), security).inspect(&topics).await;
-    Ok(inspected.map_or_else(|error| vec![admin::unasked(&error)], |inspection| inspection.findings))
+    let found = Admin::new(Arc::new(config), security).check(&topics, executes).await;
+    Ok(found.unwrap_or_else(|error| vec![admin::unasked(&error)]))
 }
 
 /// The topic of a queue.

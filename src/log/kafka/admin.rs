@@ -10,7 +10,9 @@ use kafka_protocol::{
         BrokerId, CreateTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest, FindCoordinatorRequest, GroupId,
         ListOffsetsRequest, MetadataRequest, OffsetFetchRequest, TopicName,
         create_topics_request::{CreatableTopic, CreatableTopicConfig},
+        create_topics_response::CreatableTopicResult,
         describe_configs_request::DescribeConfigsResource,
+        describe_configs_response::DescribeConfigsResult,
         describe_groups_response::DescribedGroup,
         list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic},
         metadata_request::MetadataRequestTopic,
@@ -29,6 +31,7 @@ use super::{
 };
 
 mod findings;
+mod permitted;
 
 pub(super) use self::findings::unasked;
 pub use self::findings::{Finding, FindingCode};
@@ -247,16 +250,8 @@ impl Admin {
     /// Makes the topics that do not exist, with configurations of their own. The replication that they got is
     /// answered: a small cluster has fewer brokers than replicas are asked for.
     pub(super) async fn create_topics(&mut self, topics: &[NewTopic]) -> Result<i16, AdminError> {
-        let cluster = self.cluster(&[]).await?;
-        let brokers = i16::try_from(cluster.brokers.len()).unwrap_or(i16::MAX);
-        let replication = self.config.replication.min(brokers).max(1);
-        let request = CreateTopicsRequest::default()
-            .with_timeout_ms(milliseconds(self.config.request_timeout))
-            .with_topics(topics.iter().map(|topic| self.creatable(topic, replication)).collect());
-        let controller = cluster.brokers.get(&cluster.controller).or(cluster.brokers.values().next());
-        let controller = controller.ok_or(AdminError::NoBrokers)?.clone();
-        let answer = self.ask(&controller, &request, 2 * self.config.request_timeout).await?;
-        for topic in answer.topics {
+        let (replication, made) = self.create(topics, false).await?;
+        for topic in made {
             match ResponseError::try_from_code(topic.error_code) {
                 None | Some(ResponseError::TopicAlreadyExists) => {}
                 Some(error) => {
@@ -267,6 +262,25 @@ impl Admin {
             }
         }
         Ok(replication)
+    }
+
+    /// Makes topics, or asks only whether they could be made. What became of each is answered, and the replication.
+    async fn create(
+        &mut self,
+        topics: &[NewTopic],
+        validate_only: bool,
+    ) -> Result<(i16, Vec<CreatableTopicResult>), AdminError> {
+        let cluster = self.cluster(&[]).await?;
+        let brokers = i16::try_from(cluster.brokers.len()).unwrap_or(i16::MAX);
+        let replication = self.config.replication.min(brokers).max(1);
+        let request = CreateTopicsRequest::default()
+            .with_timeout_ms(milliseconds(self.config.request_timeout))
+            .with_validate_only(validate_only)
+            .with_topics(topics.iter().map(|topic| self.creatable(topic, replication)).collect());
+        let controller = cluster.brokers.get(&cluster.controller).or(cluster.brokers.values().next());
+        let controller = controller.ok_or(AdminError::NoBrokers)?.clone();
+        let answer = self.ask(&controller, &request, 2 * self.config.request_timeout).await?;
+        Ok((replication, answer.topics))
     }
 
     fn creatable(&self, topic: &NewTopic, replication: i16) -> CreatableTopic {
@@ -305,21 +319,14 @@ impl Admin {
         let cluster = self.cluster(&names).await?;
         let (existing, missing): (Vec<_>, Vec<_>) =
             topics.iter().partition(|(name, _)| cluster.topics.contains_key(&**name));
-        let resources = existing.iter().map(|(name, _)| {
-            DescribeConfigsResource::default()
-                .with_resource_type(TOPIC_RESOURCE)
-                .with_resource_name(text(name))
-                .with_configuration_keys(Some(findings::KEYS.map(StrBytes::from_static_str).to_vec()))
-        });
-        let request = DescribeConfigsRequest::default().with_resources(resources.collect());
-        let answer = self.ask_any(&request).await?;
+        let configs = self.configs(existing.iter().map(|(name, _)| name)).await?;
         let looked_at = existing.iter().map(|(name, _)| name.clone()).collect();
         let mut found: Vec<Finding> = match self.config.create_topics {
             true => Vec::new(),
             false => missing.into_iter().map(|(name, _)| findings::missing(name)).collect(),
         };
         for (name, kind) in existing {
-            let described = answer.results.iter().find(|result| result.resource_name.as_str() == &**name);
+            let described = configs.iter().find(|result| result.resource_name.as_str() == &**name);
             let partitions = &cluster.topics[&**name];
             let topic = findings::Topic {
                 name,
@@ -340,6 +347,21 @@ impl Admin {
         Ok(Inspection { topics: looked_at, findings: found })
     }
 
+    /// What brokers tell of how these topics are set up.
+    async fn configs<'a>(
+        &mut self,
+        topics: impl Iterator<Item = &'a Arc<str>>,
+    ) -> Result<Vec<DescribeConfigsResult>, AdminError> {
+        let resources = topics.map(|name| {
+            DescribeConfigsResource::default()
+                .with_resource_type(TOPIC_RESOURCE)
+                .with_resource_name(text(name))
+                .with_configuration_keys(Some(findings::KEYS.map(StrBytes::from_static_str).to_vec()))
+        });
+        let request = DescribeConfigsRequest::default().with_resources(resources.collect());
+        Ok(self.ask_any(&request).await?.results)
+    }
+
     /// How many members the configured group has; none while it does not exist.
     pub(super) async fn group_size(&mut self) -> Result<usize, AdminError> {
         Ok(self.group().await?.map_or(0, |group| group.members.len()))
@@ -357,7 +379,9 @@ impl Admin {
 
     async fn group(&mut self) -> Result<Option<DescribedGroup>, AdminError> {
         let coordinator = self.coordinator().await?;
-        let request = DescribeGroupsRequest::default().with_groups(vec![group_id(&self.config)]);
+        let request = DescribeGroupsRequest::default()
+            .with_groups(vec![group_id(&self.config)])
+            .with_include_authorized_operations(true);
         let answer = self.ask(&coordinator, &request, self.config.request_timeout).await?;
         let Some(group) = answer.groups.into_iter().next() else {
             return Ok(None);

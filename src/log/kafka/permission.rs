@@ -2,17 +2,25 @@
 
 use std::{fmt, sync::Arc};
 
-/// What an authorizer may be told to allow, by its own names.
+/// What an authorizer may be told to allow, by its own names and numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
-    Read,
-    Write,
-    Create,
-    Describe,
-    DescribeConfigs,
+    Read = 3,
+    Write = 4,
+    Create = 5,
+    Describe = 8,
+    DescribeConfigs = 10,
 }
 
+/// What brokers that do not list what is allowed answer instead.
+const NO_LIST: i32 = i32::MIN;
+
 impl Operation {
+    /// Whether a broker lists it, as a bit, among what is allowed. Without a list nobody knows better.
+    pub(super) fn may_be_in(self, list: i32) -> bool {
+        list == NO_LIST || list & (1 << self as i32) != 0
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Read => "Read",
@@ -60,22 +68,36 @@ impl Permission {
 
 impl fmt::Display for Permission {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("allow ")?;
-        for (place, operation) in self.operations.iter().enumerate() {
-            let joined_by = match place {
-                0 => "",
-                _ if place + 1 == self.operations.len() => " and ",
-                _ => ", ",
-            };
-            write!(f, "{joined_by}{}", operation.as_str())?;
-        }
-        write!(f, " on {}", self.resource)
+        let operations: Vec<&str> = self.operations.iter().map(|operation| operation.as_str()).collect();
+        write!(f, "allow {} on {}", joined(&operations, "and"), self.resource)
+    }
+}
+
+/// As one says it: `a, b or c`.
+pub(super) fn joined(words: &[&str], last: &str) -> String {
+    match words {
+        [one, other] => format!("{one} {last} {other}"),
+        [before @ .., one, other] => format!("{}, {one} {last} {other}", before.join(", ")),
+        words => words.concat(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_allowed_is_read_from_a_list_of_bits() {
+        // Read and Describe.
+        let list = 0b1_0000_1000;
+        let allowed = [Operation::Read, Operation::Describe];
+        let all =
+            [Operation::Read, Operation::Write, Operation::Create, Operation::Describe, Operation::DescribeConfigs];
+        for operation in all {
+            assert_eq!(operation.may_be_in(list), allowed.contains(&operation), "{operation:?}");
+            assert!(operation.may_be_in(NO_LIST) && !operation.may_be_in(0), "{operation:?}");
+        }
+    }
 
     #[test]
     fn permission_names_its_operations_and_its_resource() {

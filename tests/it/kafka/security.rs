@@ -1,6 +1,8 @@
 //! A Kafka that wants to know who asks, and lets nobody do more than was granted.
 
-use std::path::Path;
+use std::{path::Path, process::Output};
+
+use serde_json::Value;
 
 use super::{durability, flags_at, reaches_kafka};
 use crate::harness::{
@@ -182,15 +184,89 @@ fn sidecar_needs_no_more_than_it_is_documented_to_need() {
         let said = sidecar.logged("A checkpoint of default.normal/0 was not stored");
         assert!(said.len() <= 1, "it is said again and again: {said:?}");
     }
+}
 
-    // One who may nothing is told by `check` which permission is missing first.
-    let topic = unique("nothing");
-    kafka.create_topic(&topic, 1, &[]);
-    let mut flags = flags_at(&sasl, &topic);
-    flags.extend(guest().more);
-    flags.push(format!("--redis-url={}", redis.url()));
-    let checked = run(&["check"].into_iter().chain(flags.iter().map(String::as_str)).collect::<Vec<_>>());
-    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
-    assert_eq!(checked.status.code(), Some(2), "{said}");
-    assert!(said.contains("forbidden") && said.contains("allow Describe on topic "), "{said}");
+/// What a user has been allowed on its topics and its group, how it is run, and what `check` has it allow besides: on the
+/// topic that exists, on each that does not, and on the group.
+struct Allowed {
+    on_topics: &'static [Operation],
+    on_group: Option<Operation>,
+    flag: Option<&'static str>,
+    lacks: [&'static [&'static str]; 3],
+}
+
+#[test]
+fn all_that_is_not_allowed_is_found_by_one_check_that_does_nothing() {
+    use Operation::{Create, Describe, DescribeConfigs, Read, Write};
+    const ALL: &[Operation] = &[Write, Read, Create, DescribeConfigs];
+    const EVERYTHING: &[&str] = &["Write, Read, Create and DescribeConfigs"];
+    const NO_TOPICS: Option<&str> = Some("--kafka-create-topics=false");
+    let (redis, certificates) = (Redis::start(&["--appendonly", "yes"]), Certificates::make());
+    let (kafka, Guarded { sasl, .. }) = guarded::start(&certificates);
+    let guest = Guest::new(&certificates, &sasl).logs_in(USER, "SCRAM-SHA-256");
+    let url = format!("--redis-url={}", redis.url());
+    let allowed = |on_topics, on_group, flag, lacks| Allowed { on_topics, on_group, flag, lacks };
+    let cases = [
+        allowed(ALL, Some(Read), None, [&[], &[], &[]]),
+        allowed(&[], None, None, [EVERYTHING, EVERYTHING, &["Read"]]),
+        allowed(
+            &[Describe, Create],
+            Some(Describe),
+            None,
+            [&["Write and Read", "DescribeConfigs"], &["Write, Read and DescribeConfigs"], &["Read"]],
+        ),
+        allowed(&[Read, Create, DescribeConfigs], Some(Read), None, [&["Write"], &["Write"], &[]]),
+        allowed(&[Write, Create, DescribeConfigs], Some(Read), None, [&["Read"], &["Read"], &[]]),
+        allowed(&[Write, Read, DescribeConfigs], Some(Read), None, [&[], &["Create"], &[]]),
+        allowed(&[Write, Read, Create], Some(Read), None, [&["DescribeConfigs"], &["DescribeConfigs"], &[]]),
+        allowed(&[Write, Read, DescribeConfigs], Some(Read), NO_TOPICS, [&[], &[], &[]]),
+        allowed(&[DescribeConfigs], Some(Read), NO_TOPICS, [&["Write and Read"], &["Write and Read"], &[]]),
+        allowed(&[Write, Create, DescribeConfigs], None, Some("--role=gateway"), [&[], &[], &[]]),
+    ];
+    for Allowed { on_topics, on_group, flag, lacks } in cases {
+        let topic = unique("checked");
+        let group = format!("{topic}-group");
+        kafka.create_topic(&topic, 1, &[]);
+        for operation in on_topics {
+            kafka.allow(USER.0, &Grant::on_topics(&topic, *operation));
+        }
+        if let Some(operation) = on_group {
+            kafka.allow(USER.0, &Grant::on_group(&group, operation));
+        }
+        let missing = ["high", "low", "dlq"].map(|part| format!("{topic}.{part}"));
+        let remedy = |resource: String| move |lacking: &&str| format!("allow {lacking} on {resource}");
+        let mut expected: Vec<String> = lacks[0].iter().map(remedy(format!("topic {topic}"))).collect();
+        for name in &missing {
+            expected.extend(lacks[1].iter().map(remedy(format!("topic {name}"))));
+        }
+        expected.extend(lacks[2].iter().map(remedy(format!("group {group}"))));
+        expected.sort_unstable();
+
+        let flags = flags_at(&sasl, &topic);
+        let args = flags.iter().chain(&guest.more).chain([&url]).map(String::as_str).chain(flag);
+        let args: Vec<&str> = ["check", "--json"].into_iter().chain(args).collect();
+        // The broker hears a moment later of what was allowed.
+        let mut said = Vec::new();
+        let is_told = std::iter::repeat_with(|| to_allow(&run(&args))).take(20).any(|found| {
+            said = found;
+            said == expected
+        });
+        assert!(is_told, "{said:#?} instead of {expected:#?}");
+        assert!(missing.iter().all(|name| kafka.end_of(name, 0).is_none()), "a topic was made");
+        assert_eq!(kafka.end_of(&topic, 0), Some(0), "a record was written");
+    }
+}
+
+/// What a check says to allow.
+fn to_allow(checked: &Output) -> Vec<String> {
+    let rows: Value = serde_json::from_slice(&checked.stdout).unwrap_or_else(|error| panic!("{error}: {checked:?}"));
+    let rows = rows.as_array().expect("it prints a list");
+    let is_forbidden = |row: &Value| row["code"] == "forbidden";
+    if rows.iter().any(is_forbidden) {
+        assert_eq!(checked.status.code(), Some(2), "{rows:#?}");
+    }
+    let rows = rows.iter().filter(|row| is_forbidden(row) || row["code"] == "unchecked");
+    let mut remedies: Vec<String> = rows.map(|row| row["remedy"].as_str().expect("it is text").to_owned()).collect();
+    remedies.sort_unstable();
+    remedies
 }

@@ -7,7 +7,7 @@ use crate::{
     finding::Severity,
     log::kafka::{
         config::Config,
-        permission::{Operation, Permission},
+        permission::{Operation, Permission, Resource, joined},
     },
 };
 
@@ -121,11 +121,57 @@ pub(super) fn missing(topic: &str) -> Finding {
     }
 }
 
+/// What this user may not do with a topic.
+pub(super) fn forbidden(topic: &str, operations: Vec<Operation>) -> Finding {
+    if operations == [Operation::DescribeConfigs] {
+        return unchecked(topic);
+    }
+    let verb = |operation: &Operation| match operation {
+        Operation::Read => "read",
+        Operation::Write => "write to",
+        Operation::Create => "make",
+        Operation::Describe => "see",
+        Operation::DescribeConfigs => "look at the configuration of",
+    };
+    let verbs: Vec<&str> = operations.iter().map(verb).collect();
+    let code = FindingCode::Forbidden;
+    Finding {
+        code,
+        severity: code.severity(),
+        topic: topic.to_owned(),
+        message: format!("this user may not {} it", joined(&verbs, "or")),
+        remedy: Permission { operations, resource: Resource::Topic(topic.into()) }.to_string(),
+    }
+}
+
+fn unchecked(topic: &str) -> Finding {
+    let code = FindingCode::Unchecked;
+    Finding {
+        code,
+        severity: code.severity(),
+        topic: topic.to_owned(),
+        message: "its configuration may not be read, so that nobody knows whether it keeps what it is given".to_owned(),
+        remedy: Permission::on_topic(Operation::DescribeConfigs, topic).to_string(),
+    }
+}
+
+/// This user may not be in the group.
+pub(super) fn locked_out(group: &str) -> Finding {
+    let code = FindingCode::Forbidden;
+    Finding {
+        code,
+        severity: code.severity(),
+        topic: String::new(),
+        message: format!("this user may not be in group {group}: nothing is executed"),
+        remedy: Permission::on_group(Operation::Read, group).to_string(),
+    }
+}
+
 /// Why nothing could be asked.
 pub(in crate::log::kafka) fn unasked(error: &AdminError) -> Finding {
     let (code, message, remedy) = match error {
         AdminError::Forbidden { what, reason, needs } => {
-            (FindingCode::Forbidden, format!("{what}: {reason}"), format!("{needs}, and what else docs/kafka.md lists"))
+            (FindingCode::Forbidden, format!("{what}: {reason}"), needs.to_string())
         }
         error => (
             FindingCode::Unreachable,
@@ -151,11 +197,7 @@ impl Topic<'_> {
     pub(super) fn findings(&self, config: &Config) -> Vec<Finding> {
         let mut found: Vec<Finding> = self.replication_low().into_iter().collect();
         match &self.configs {
-            None => found.push(self.finding(
-                FindingCode::Unchecked,
-                "its configuration may not be read, so that nobody knows whether it keeps what it is given".to_owned(),
-                Permission::on_topic(Operation::DescribeConfigs, self.name).to_string(),
-            )),
+            None => found.push(unchecked(self.name)),
             Some(configs) => found.extend(self.configured(configs, config)),
         }
         found
@@ -340,6 +382,17 @@ mod tests {
         check(("compression.type", "zstd"), FindingCode::UnreadableCompression);
         assert_eq!(codes(TopicKind::Table, 3, &[]), [FindingCode::UncompactedTable]);
         assert_eq!(codes(TopicKind::Tasks, 2, &[]), [FindingCode::ReplicationLow, FindingCode::MinInsyncHigh]);
+    }
+
+    #[test]
+    fn all_that_is_forbidden_of_a_topic_is_said_at_once() {
+        let all = [Operation::Write, Operation::Read, Operation::Create, Operation::DescribeConfigs];
+        let finding = forbidden("t", all.to_vec());
+        assert_eq!((finding.code, finding.severity), (FindingCode::Forbidden, Severity::Error));
+        assert_eq!(finding.message, "this user may not write to, read, make or look at the configuration of it");
+        assert_eq!(finding.remedy, "allow Write, Read, Create and DescribeConfigs on topic t");
+        let finding = forbidden("t", vec![Operation::DescribeConfigs]);
+        assert_eq!((finding.code, finding.severity), (FindingCode::Unchecked, Severity::Warning), "it can be used");
     }
 
     #[test]
