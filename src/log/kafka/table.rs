@@ -29,8 +29,8 @@ const QUEUED: usize = 64;
 
 /// Asks for one record, or the batch that it is in.
 const FEW_BYTES: usize = 1;
-/// One answer has at most this many bytes, or one batch of records.
-const FETCH_BYTES: usize = 256 << 10;
+/// So many bytes of a table are in memory at a time while it is gone through, or one batch of records.
+const SCAN_BYTES: usize = 256 << 10;
 
 pub(super) struct KafkaTable {
     inner: Arc<Inner>,
@@ -100,11 +100,11 @@ impl KafkaTable {
     /// Asks once. There may be none, though there are more to come: of what a compaction took there is no trace.
     async fn look(&self, leader: &Leader, next: &mut u64) -> Result<Vec<RecordAndOffset>, Failure> {
         let deadline = || Instant::now() + self.inner.config.request_timeout;
-        let (mut records, end) = leader.fetch(*next, FETCH_BYTES, Duration::ZERO, deadline()).await?;
+        let (mut records, end) = leader.fetch(*next, SCAN_BYTES, Duration::ZERO, deadline()).await?;
         if records.is_empty() && end > *next {
             let readable = leader.latest(deadline()).await?;
             // Only now it is certain that what comes is all that there is below `readable`.
-            records = leader.fetch(*next, FETCH_BYTES, Duration::ZERO, deadline()).await?.0;
+            records = leader.fetch(*next, SCAN_BYTES, Duration::ZERO, deadline()).await?.0;
             if records.is_empty() && readable > *next {
                 *next += 1;
             }
