@@ -46,8 +46,8 @@ check: setup ## Format, lints, documentation, dependencies
 bench: setup ## Measure it beside what it is compared with
 	scripts/bench
 
-bench-recovery: setup ## Measure what a recovery costs live clients (RECOVERY_TASKS=1000000)
-	scripts/bench recovery
+bench-recovery: setup ## Measure recoveries and overload: what they cost clients (RECOVERY_TASKS=1000000)
+	scripts/bench recovery overload
 
 soak: setup ## Crash everything for an hour: a million times in parts, as a whole, with Kafka away, and 300 rounds of the model
 	scripts/kafka-jars

@@ -8,6 +8,7 @@ pub mod kafka;
 pub mod latency;
 pub mod markers;
 pub mod once;
+pub mod overload;
 pub mod recovery;
 pub mod ttl;
 

@@ -56,7 +56,17 @@ impl Intake {
         if declared.is_some_and(|declared| declared > limit) {
             return Err(too_large(limit));
         }
-        let room = self.reserve(declared.unwrap_or(limit).min(STEP))?;
+        let room = match self.reserve(declared.unwrap_or(limit).min(STEP)) {
+            Ok(room) => room,
+            Err(problem) => {
+                // The server would have to close the connection behind a body that is not read, and a new one costs both
+                // sides more than these bytes.
+                if declared.is_some_and(|declared| declared <= STEP) {
+                    let _ = timeout(self.deadline, discard(body)).await;
+                }
+                return Err(problem);
+            }
+        };
         let reading = self.collect(body, declared, limit, room);
         let (body, room) = timeout(self.deadline, reading).await.map_err(|_| {
             Problem::new(ProblemType::BodyTimeout, format!("the body did not arrive within {:?}", self.deadline))
@@ -106,6 +116,10 @@ impl Intake {
             .try_acquire_many(bytes)
             .map_err(|_| Problem::new(ProblemType::Overloaded, "too many bytes are being stored at this moment"))
     }
+}
+
+async fn discard(mut body: Body) {
+    while let Some(Ok(_)) = body.frame().await {}
 }
 
 fn too_large(limit: usize) -> Problem {

@@ -69,7 +69,7 @@ use super::{
 
 pub use self::{
     disk::{Disk, RealDisk},
-    inbox::{ITEM_OVERHEAD, MAX_QUEUED_BYTES},
+    inbox::{ITEM_OVERHEAD, MAX_QUEUED_BYTES, MAX_REQUEST_BYTES},
     reader::JournalReader,
     stats::JournalStats,
 };
@@ -95,7 +95,7 @@ pub(super) mod tests;
 mod writer;
 
 /// A request becomes frames that its reader takes for frames.
-const _: () = assert!(MAX_QUEUED_BYTES <= frame::MAX_PAYLOAD_BYTES);
+const _: () = assert!(MAX_REQUEST_BYTES <= frame::MAX_PAYLOAD_BYTES);
 
 /// A checkpoint is one more frame in the next sync.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(100);
@@ -171,7 +171,7 @@ impl JournalConfig {
 
     /// What one request may hold.
     fn max_request_bytes(&self) -> usize {
-        MAX_QUEUED_BYTES.min(usize::try_from(self.max_bytes / 16).unwrap_or(usize::MAX))
+        MAX_REQUEST_BYTES.min(usize::try_from(self.max_bytes / 16).unwrap_or(usize::MAX))
     }
 }
 

@@ -155,9 +155,9 @@ fn disk_that_hangs_refuses_at_once_what_has_no_room_and_keeps_all_else_waiting()
     let mut redis = Redis::start(&[]);
     redis.kill9();
     let faults = Faults::new();
-    let sidecar = Sidecar::start_in(faults.environment(), &redis.url(), &[]);
+    let sidecar = Sidecar::start_in(faults.environment(), &redis.url(), &["--admission-max-inflight-bytes=8MiB"]);
     faults.begin(Fault::HungSync);
-    // Twice as much as may wait for the disk.
+    // Twice as much as may be under way.
     let value = "v".repeat(48 << 10);
     let address = sidecar.address();
     let clients: Vec<_> = (0..340)
@@ -188,7 +188,7 @@ fn disk_that_hangs_refuses_at_once_what_has_no_room_and_keeps_all_else_waiting()
     let answers: Vec<_> = clients.into_iter().map(|client| client.join().expect("no client panics")).collect();
     let refused: Vec<_> = answers.iter().filter(|(status, _)| *status != 202).collect();
     assert!((140..200).contains(&refused.len()), "{} of 340 were refused", refused.len());
-    assert!(refused.iter().all(|(status, body)| *status == 503 && body.contains("queue-full")), "{refused:?}");
+    assert!(refused.iter().all(|(status, body)| *status == 503 && body.contains("overloaded")), "{refused:?}");
     redis.restart();
     sidecar.wait_until_done();
     assert_eq!(sidecar.settled("applied"), 340 - refused.len() as u64);

@@ -278,6 +278,19 @@ async fn many_bytes_at_once() {
 }
 
 #[tokio::test]
+async fn connection_outlives_a_refusal_for_want_of_room() {
+    let world = World::with(Config { max_inflight_bytes: 1000, ..Config::default() });
+    let (address, _server) = world.serve_data();
+    // More than the server reads at once.
+    let task = format!(r#"{{"type":"simple","command":"SET","args":["k","{}"]}}"#, "v".repeat(60_000));
+    let last = raw_post(address, &task);
+    let first = last.replace("connection: close\r\n", "");
+    assert_ne!(first, last);
+    let answers = exchange(address, first + &last).await;
+    assert_eq!(answers.matches("HTTP/1.1 503 ").count(), 2, "{answers}");
+}
+
+#[tokio::test]
 async fn decompression_bomb() {
     let world = World::new();
     for encoding in ["gzip", "br", "deflate", "zstd", "identity", "gzip, gzip"] {

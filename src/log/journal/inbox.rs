@@ -20,8 +20,11 @@ use tokio::sync::oneshot;
 use super::chain::Item;
 use crate::log::{AppendError, Checkpoint, CommitError, Epoch};
 
-/// What waits for the writer is bounded by this.
-pub const MAX_QUEUED_BYTES: usize = 8 << 20;
+/// What waits for the writer is bounded by this: by no less than `admission.max_inflight_bytes` is by default, as what is
+/// refused here was read and looked at in vain.
+pub const MAX_QUEUED_BYTES: usize = 32 << 20;
+/// What is stored together or not at all.
+pub const MAX_REQUEST_BYTES: usize = 8 << 20;
 /// One write and one sync at most, unless a single request is larger.
 const MAX_BATCH_BYTES: usize = 1 << 20;
 const MAX_BATCH_ITEMS: usize = 1024;
@@ -426,7 +429,7 @@ mod tests {
     #[test]
     fn bytes_that_wait_are_bounded_until_they_are_taken() {
         let inbox = Inbox::default();
-        let _tickets: Vec<Ticket> = (0..7).map(|_| append(&inbox, 1 << 20).expect("there is room")).collect();
+        let _tickets: Vec<Ticket> = (0..31).map(|_| append(&inbox, 1 << 20).expect("there is room")).collect();
         assert!(matches!(append(&inbox, 1 << 20), Err(AppendError::Full { .. })));
         drop(take_batch(&inbox));
         assert!(append(&inbox, 1 << 20).is_ok());

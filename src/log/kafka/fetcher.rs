@@ -23,7 +23,7 @@ use kafka_protocol::{
         fetch_response::PartitionData,
     },
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -41,6 +41,11 @@ use crate::log::{Entry, ReadError, Reader};
 const FETCH_BYTES: i32 = 256 << 10;
 /// How long a broker waits for a record where somebody waits for one.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// A partition whose answers bring little is asked this seldom at least: who has read all would else ask again for each
+/// few records that are produced, and the broker would spend as much on answering as on storing.
+const PACE: Duration = Duration::from_millis(10);
+/// An answer of fewer bytes says that there was no more.
+const LITTLE: usize = 64 << 10;
 /// So often in a row a partition has to end before what was read of it.
 const CERTAIN: u32 = 2;
 /// How long the last look may take after the log was closed.
@@ -89,6 +94,8 @@ struct Cursor {
     leader: Option<Connection>,
     /// None before the first fetch of a partition that is read from its beginning.
     next: Option<u64>,
+    /// Not before this is it asked again.
+    rest_until: Option<Instant>,
     /// How often in a row the partition ended before `next`.
     beyond_end: u32,
     /// Where a batch begins that could not be read: it may be another one when it comes again.
@@ -150,6 +157,10 @@ impl Fetcher {
 
     /// What the next answer brings.
     async fn fetch(&mut self) -> Fetched {
+        if let Some(until) = self.cursor.rest_until {
+            sleep_until(until).await;
+            self.cursor.rest_until = None;
+        }
         let fetching = self.fetching.get_or_insert_with(|| {
             let cursor = std::mem::take(&mut self.cursor);
             Box::pin(step(self.source.clone(), self.place.clone(), cursor, self.wait))
@@ -230,6 +241,7 @@ async fn fetch(source: &Source, place: &Place, cursor: &mut Cursor, wait: Durati
         Some(from) => from,
         None => *cursor.next.insert(earliest(source, place).await?),
     };
+    let asked_at = Instant::now();
     let (leader, answered) = ask(source, place, cursor.leader.take(), &question(place, from, wait), wait).await?;
     let told = answered.responses.into_iter().flat_map(|topic| topic.partitions).next();
     let code = told.as_ref().map_or(answered.error_code, |told| told.error_code);
@@ -243,6 +255,9 @@ async fn fetch(source: &Source, place: &Place, cursor: &mut Cursor, wait: Durati
         (error, _) => return Err(refused(place, error.unwrap_or(ResponseError::UnknownServerError))),
     };
     cursor.beyond_end = 0;
+    if !wait.is_zero() && told.records.as_ref().is_some_and(|records| records.len() < LITTLE) {
+        cursor.rest_until = Some(asked_at + PACE);
+    }
     let entries = take_apart(source, place, from, cursor, told)?;
     // What is in doubt comes over another connection.
     cursor.leader = Some(leader).filter(|_| cursor.doubted.is_none());

@@ -39,8 +39,8 @@ use super::{
 };
 use crate::log::{AppendError, Position};
 
-/// What waits in all outboxes together is bounded by this.
-const MAX_WAITING_BYTES: usize = 8 << 20;
+/// What waits in all outboxes together is bounded by this, for the reason that the journal's inbox has.
+const MAX_WAITING_BYTES: usize = 32 << 20;
 /// When they are full, they are so for about as long as a few requests take.
 const FULL_RETRY: Duration = Duration::from_secs(1);
 

@@ -152,7 +152,7 @@ impl Line {
     /// Room with the journal's writer.
     pub async fn pass_gate(&self, records: usize, bytes: usize) -> SemaphorePermit<'_> {
         let weight = (bytes + records * journal::ITEM_OVERHEAD).min(journal::MAX_QUEUED_BYTES);
-        let weight = u32::try_from(weight).expect("it was cut to 8 MiB");
+        let weight = u32::try_from(weight).expect("it was cut to the size of the gate");
         self.gate.acquire_many(weight).await.expect("the gate is never closed")
     }
 

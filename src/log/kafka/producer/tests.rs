@@ -143,10 +143,10 @@ async fn appends_to_a_kafka_that_is_away_are_told_so_in_time() {
 async fn bytes_that_wait_are_bounded() {
     let bench = Bench::new("127.0.0.1:1".to_owned(), |config| config.produce_timeout = Duration::from_secs(2));
     let value = Bytes::from(vec![0; 256 << 10]);
-    let appends = join_all((0..40).map(|_| bench.append("k", value.clone()))).await;
+    let appends = join_all((0..140).map(|_| bench.append("k", value.clone()))).await;
     let full = appends.iter().filter(|result| matches!(result, Err(AppendError::Full { .. }))).count();
-    assert_eq!(full, 40 - MAX_WAITING_BYTES / ((256 << 10) + 41), "{appends:?}");
-    assert_eq!(appends.iter().filter(|result| is_unavailable(result)).count(), 40 - full);
+    assert_eq!(full, 140 - MAX_WAITING_BYTES / ((256 << 10) + 41), "{appends:?}");
+    assert_eq!(appends.iter().filter(|result| is_unavailable(result)).count(), 140 - full);
     assert!(is_unavailable(&bench.append("k", value).await), "there is room again");
 }
 

@@ -208,3 +208,22 @@ async fn batch_that_cannot_be_read_is_asked_for_once_more() {
     }
     assert_eq!(asked, [0, 2, 3, 3]);
 }
+
+#[tokio::test]
+async fn partition_that_brings_little_is_asked_seldom_and_one_that_brings_much_at_once() {
+    let much: &'static str = "v".repeat(LITTLE).leak();
+    let broker = Broker::start(move |before| match before {
+        9 => Does::Sends(vec![much].leak()),
+        _ => Does::Sends(&["a"]),
+    })
+    .await;
+    let mut reader = broker.reader(0);
+    let begun = Instant::now();
+    for _ in 0..10 {
+        reader.next(ALL).await.expect("they come");
+    }
+    assert!(begun.elapsed() >= 9 * PACE, "{:?}", begun.elapsed());
+    assert_eq!(reader.cursor.rest_until, None);
+    reader.next(ALL).await.expect("it comes");
+    assert!(reader.cursor.rest_until.is_some());
+}
