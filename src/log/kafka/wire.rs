@@ -79,8 +79,8 @@ calls! {
     // The oldest one that brings batches in zstd.
     FetchRequest -> FetchResponse, 1, 10;
     ListOffsetsRequest -> ListOffsetsResponse, 2, 2;
-    // The oldest one that tells what may be done with topics; the newer one tells their ids as well.
-    MetadataRequest -> MetadataResponse, 3, 8 or 10;
+    // The newer one tells the ids of topics, and what may be done with them.
+    MetadataRequest -> MetadataResponse, 3, 7 or 10;
     OffsetCommitRequest -> OffsetCommitResponse, 8, 7;
     OffsetFetchRequest -> OffsetFetchResponse, 9, 5;
     FindCoordinatorRequest -> FindCoordinatorResponse, 10, 2;
@@ -446,4 +446,4 @@ impl Connection {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -13,7 +13,7 @@ use kafka_protocol::{
 use tokio::time::{Instant, sleep};
 
 use super::{Admin, AdminError, Finding, NewTopic, TopicKind, findings, topic_name, topic_refused, unasked};
-use crate::log::kafka::permission::Operation;
+use crate::log::kafka::{permission::Operation, wire::WireError};
 
 /// Between two questions about a group that has no coordinator yet.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -62,11 +62,14 @@ impl Admin {
 
     async fn look_at(&mut self, topics: &[(Arc<str>, TopicKind)]) -> Result<Vec<Look>, AdminError> {
         let named = topics.iter().map(|(name, _)| MetadataRequestTopic::default().with_name(Some(topic_name(name))));
-        let request = MetadataRequest::default()
-            .with_topics(Some(named.collect()))
-            .with_allow_auto_topic_creation(false)
-            .with_include_topic_authorized_operations(true);
-        let told = self.ask_any(&request).await?.topics;
+        let request =
+            MetadataRequest::default().with_topics(Some(named.collect())).with_allow_auto_topic_creation(false);
+        let told = match self.ask_any(&request.clone().with_include_topic_authorized_operations(true)).await {
+            // It cannot be said to a broker that does not know the newer version: that one lists nothing.
+            Err(AdminError::Wire(WireError::Malformed { .. })) => self.ask_any(&request).await?,
+            told => told?,
+        };
+        let told = told.topics;
         let look = |topic: &(Arc<str>, TopicKind)| {
             let name = &*topic.0;
             let told = told.iter().find(|told| told.name.as_ref().is_some_and(|told| told.as_str() == name))?;
@@ -150,4 +153,39 @@ impl Admin {
 fn is_forbidden(code: i16) -> bool {
     let error = ResponseError::try_from_code(code);
     matches!(error, Some(ResponseError::TopicAuthorizationFailed | ResponseError::ClusterAuthorizationFailed))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use kafka_protocol::{
+        messages::{MetadataResponse, metadata_response::MetadataResponseTopic},
+        protocol::Encodable,
+    };
+
+    use super::*;
+    use crate::log::kafka::{
+        config::Config,
+        security::Security,
+        wire::tests::{all_versions, framed, scripted},
+    };
+
+    #[tokio::test]
+    async fn broker_that_lists_nothing_is_not_taken_for_one_that_allows_nothing() {
+        let address = scripted(|key, id| match key {
+            18 => Some(all_versions(id)),
+            3 => {
+                let topic = MetadataResponseTopic::default().with_name(Some(topic_name(&"q".into())));
+                let mut body = BytesMut::new();
+                let answer = MetadataResponse::default().with_topics(vec![topic]);
+                answer.encode(&mut body, 7).expect("it can be said");
+                Some(framed(id, &body))
+            }
+            _ => None,
+        });
+        let config = Config { brokers: vec![address.await.to_string()], ..Config::default() };
+        let mut admin = Admin::new(Arc::new(config), Security::default());
+        let looks = admin.look_at(&[("q".into(), TopicKind::Tasks)]).await.expect("it answers");
+        assert!(looks[0].exists() && looks[0].is_allowed(Operation::Write));
+    }
 }

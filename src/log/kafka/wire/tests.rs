@@ -78,7 +78,7 @@ async fn guarded_broker_is_reached_and_what_is_wrong_is_said() {
 }
 
 /// A broker that answers each connection's bytes as a test says; `None` closes.
-async fn scripted(answer: impl Fn(i16, i32) -> Option<Bytes> + Send + 'static) -> Address {
+pub(in crate::log::kafka) async fn scripted(answer: impl Fn(i16, i32) -> Option<Bytes> + Send + 'static) -> Address {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("some port is free");
     let port = listener.local_addr().expect("it is bound").port();
     tokio::spawn(async move {
@@ -96,7 +96,7 @@ async fn scripted(answer: impl Fn(i16, i32) -> Option<Bytes> + Send + 'static) -
     Address { host: "127.0.0.1".into(), port }
 }
 
-fn framed(id: i32, body: &[u8]) -> Bytes {
+pub(in crate::log::kafka) fn framed(id: i32, body: &[u8]) -> Bytes {
     let mut frame = BytesMut::new();
     frame.put_u32(u32::try_from(body.len() + 4).expect("it is short"));
     frame.put_i32(id);
@@ -114,7 +114,7 @@ fn versions(id: i32, changed: impl Fn(&'static str, i16) -> Option<(i16, i16)>) 
     framed(id, &body)
 }
 
-fn all_versions(id: i32) -> Bytes {
+pub(in crate::log::kafka) fn all_versions(id: i32) -> Bytes {
     versions(id, |_, version| Some((version, version)))
 }
 

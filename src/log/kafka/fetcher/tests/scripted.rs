@@ -89,13 +89,13 @@ async fn serve(mut stream: TcpStream, port: u16, sees: &mpsc::UnboundedSender<Se
         match header.request_api_key {
             18 => {
                 // Any version of anything, but for metadata: those of before topics had ids.
-                let newest = |key| if key == METADATA { 8 } else { 99 };
+                let newest = |key| if key == METADATA { 7 } else { 99 };
                 let version = |key| ApiVersion::default().with_api_key(key).with_max_version(newest(key));
                 let keys = (0..60).map(version);
                 let answer = ApiVersionsResponse::default().with_api_keys(keys.collect());
                 answer.encode(&mut body, 0).expect("it can be said");
             }
-            METADATA => metadata(port).encode(&mut body, 8).expect("it can be said"),
+            METADATA => metadata(port).encode(&mut body, 7).expect("it can be said"),
             _ => {
                 let question = FetchRequest::decode(&mut frame, 10).expect("it is one");
                 let from = u64::try_from(question.topics[0].partitions[0].fetch_offset).expect("it is one");

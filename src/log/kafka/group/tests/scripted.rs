@@ -135,7 +135,7 @@ fn answer(mut frame: Bytes, port: u16, leader: u16, hear: impl Fn(Said) -> Does)
             let keys =
                 // Of metadata the version that is answered below.
                 (0..60).map(|key| {
-                    let max = if key == 3 { 8 } else { 99 };
+                    let max = if key == 3 { 7 } else { 99 };
                     ApiVersion::default().with_api_key(key).with_min_version(0).with_max_version(max)
                 });
             encode(&mut body, &ApiVersionsResponse::default().with_api_keys(keys.collect()), 0);
@@ -148,7 +148,7 @@ fn answer(mut frame: Bytes, port: u16, leader: u16, hear: impl Fn(Said) -> Does)
             let partition = MetadataResponsePartition::default().with_leader_id(BrokerId(1));
             let found = MetadataResponseTopic::default().with_name(Some(topic())).with_partitions(vec![partition]);
             let answer = MetadataResponse::default().with_brokers(vec![broker]).with_topics(vec![found]);
-            encode(&mut body, &answer, 8);
+            encode(&mut body, &answer, 7);
         }
         10 => {
             let answer = FindCoordinatorResponse::default()
