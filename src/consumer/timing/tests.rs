@@ -213,13 +213,17 @@ fn chosen_by(chance: &mut fastrand::Rng) -> String {
     }
 }
 
-/// What is taken as the usual case does not hold: a TTL of fields, which may empty the hash, before another TTL; GETEX of
-/// what was no string before; a TTL with a condition after another one, on a key whose TTL only the server knows or that
-/// was written in time before it was overwritten.
+/// What is taken as the usual case does not hold: a TTL of fields, which may empty the hash and so take away its own TTL,
+/// before another TTL, or between one and what is written again; GETEX of what was no string before; a TTL with a condition
+/// after another one, on a key whose TTL only the server knows or that was written in time before it was overwritten.
 fn is_unusual(command: &Command<'_>, earlier: &[Command<'_>], later: &[Command<'_>]) -> bool {
     let same_key = |other: &&Command<'_>| other.args[0] == command.args[0];
     match command.spec.name {
-        "HSETEX" | "HEXPIRE" => later.iter().filter(same_key).any(|later| later.ttl().is_some()),
+        "HSETEX" | "HEXPIRE" => {
+            let sets_ttl =
+                |commands: &[Command<'_>]| commands.iter().filter(same_key).any(|other| other.ttl().is_some());
+            sets_ttl(later) || (sets_ttl(earlier) && later.iter().any(|later| same_key(&later)))
+        }
         "GETEX" => earlier.iter().filter(same_key).any(|earlier| earlier.overwrite() != Overwrite::Whole),
         _ if is_conditional(command) && earlier.iter().filter(same_key).count() > 1 => true,
         _ if command.ttl().is_some() && command.overwrite() != Overwrite::Whole => {
