@@ -546,6 +546,28 @@ async fn topics_that_are_made_or_grow_are_assigned() {
 }
 
 #[tokio::test]
+async fn partitions_that_a_follower_sees_first_are_shared_out() {
+    let kafka = Kafka::shared();
+    let name = unique("grows");
+    kafka.create_topic(&name, 2, &[]);
+    let blind = Config { metadata_refresh: Duration::from_secs(3600), ..config(kafka, &name) };
+    let mut leader = Joined::join(blind, vec![topic(&name)]);
+    leader.assigned(2).await;
+    let mut follower = Joined::join(config(kafka, &name), vec![topic(&name)]);
+    let Event::Revoking { done, .. } = leader.event().await else { panic!("one of two goes") };
+    drop(done);
+    follower.assigned(1).await;
+    kafka.grow_topic(&name, 4);
+    let mut new: Vec<i32> = Vec::new();
+    for member in [&mut leader, &mut follower] {
+        new.extend(member.assigned(1).await.iter().map(|assigned| assigned.partition));
+    }
+    new.sort_unstable();
+    assert_eq!(new, [2, 3]);
+    tokio::join!(leader.group.leave(), follower.group.leave());
+}
+
+#[tokio::test]
 async fn static_member_comes_back_to_its_partitions() {
     let kafka = Kafka::shared();
     let name = unique("static");

@@ -75,6 +75,17 @@ impl Scene {
         scene
     }
 
+    /// The same of a static member.
+    fn holding_as(instance: &str, index: i32) -> Self {
+        let mut scene = Self::new(&Config { instance_id: Some(instance.into()), ..Config::default() });
+        scene.join_question();
+        scene.answer_join(|answer| answer);
+        scene.sync(&[index]);
+        scene.fetch(&[]);
+        assert_eq!(scene.heard(), [Heard::Assigned(index, None)]);
+        scene
+    }
+
     fn pass(&mut self, time: Duration) {
         self.now += time;
         self.at = self.at + time;
@@ -240,6 +251,7 @@ const OK: i16 = 0;
 const REBALANCE: i16 = ResponseError::RebalanceInProgress.code();
 const ILLEGAL_GENERATION: i16 = ResponseError::IllegalGeneration.code();
 const UNKNOWN_MEMBER: i16 = ResponseError::UnknownMemberId.code();
+const FENCED: i16 = ResponseError::FencedInstanceId.code();
 const NOT_COORDINATOR: i16 = ResponseError::NotCoordinator.code();
 
 #[test]
@@ -257,17 +269,19 @@ fn rule_1_no_heartbeat_is_sent_while_a_join_is_in_flight() {
 
 #[test]
 fn rule_1_answer_to_an_older_member_counts_for_nothing() {
-    let mut scene = Scene::holding(&[0]);
-    scene.pass(2 * SECOND);
-    assert!(matches!(scene.question(), Some(Question::Heartbeat(_))));
-    // Meanwhile the other connection hears that all is lost, and the member is a new one.
-    scene.commit(0, 5, 1);
-    scene.commit_question();
-    scene.answer_commit(&[(0, UNKNOWN_MEMBER)]);
-    assert_eq!(scene.heard(), [Heard::Lost(0), Heard::Refused(1, CommitError::EpochOver)]);
-    scene.answer_beat(ILLEGAL_GENERATION);
-    assert_eq!(scene.heard(), []);
-    scene.join_with_new_id();
+    for late in [OK, REBALANCE, ILLEGAL_GENERATION, FENCED] {
+        let mut scene = Scene::holding(&[0]);
+        scene.pass(2 * SECOND);
+        assert!(matches!(scene.question(), Some(Question::Heartbeat(_))));
+        // Meanwhile the other connection hears that all is lost, and the member is a new one.
+        scene.commit(0, 5, 1);
+        scene.commit_question();
+        scene.answer_commit(&[(0, UNKNOWN_MEMBER)]);
+        assert_eq!(scene.heard(), [Heard::Lost(0), Heard::Refused(1, CommitError::EpochOver)]);
+        scene.answer_beat(late);
+        assert_eq!(scene.heard(), []);
+        scene.join_with_new_id();
+    }
 }
 
 #[test]
@@ -376,6 +390,32 @@ fn rule_4_fenced_instance_fails_for_good() {
     scene.pass(60 * SECOND);
     assert_eq!(scene.question(), None);
     assert!(!scene.member.wants_coordinator(scene.now));
+}
+
+#[test]
+fn rule_4_any_answer_may_fence_an_instance() {
+    let ways: [fn(&mut Scene); 3] = [
+        |scene| scene.beat(FENCED),
+        |scene| {
+            scene.beat(REBALANCE);
+            scene.rejoin();
+            scene.sync_question();
+            scene.refuse_sync(ResponseError::FencedInstanceId);
+        },
+        |scene| {
+            scene.commit(0, 5, 1);
+            scene.commit_question();
+            scene.answer_commit(&[(0, FENCED)]);
+        },
+    ];
+    for fence in ways {
+        let mut scene = Scene::holding_as("pod-0", 0);
+        fence(&mut scene);
+        assert!(matches!(scene.member.standing(), Standing::Failed { .. }));
+        assert_eq!(scene.heard()[0], Heard::Lost(0));
+        assert!(!scene.has_lease(0));
+        assert_eq!(scene.question(), None);
+    }
 }
 
 #[test]
@@ -673,13 +713,7 @@ fn rule_10_leaving_ends_leases_and_membership() {
 
 #[test]
 fn rule_10_static_member_keeps_its_membership() {
-    let config = Config { instance_id: Some("pod-0".into()), ..Config::default() };
-    let mut scene = Scene::new(&config);
-    scene.join_question();
-    scene.answer_join(|answer| answer);
-    scene.sync(&[0]);
-    scene.fetch(&[]);
-    assert_eq!(scene.heard(), [Heard::Assigned(0, None)]);
+    let mut scene = Scene::holding_as("pod-0", 0);
     assert_eq!(scene.member.farewell(), None);
     assert!(!scene.has_lease(0));
 }
