@@ -33,6 +33,9 @@ mod scripted;
 /// What a machine that has much else to do may take.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// How long what is under way takes where a partition goes to another member.
+const IN_FLIGHT: Duration = Duration::from_millis(300);
+
 const LANES: [&str; 3] = [".high", "", ".low"];
 
 fn config(kafka: &Kafka, group: &str) -> Config {
@@ -241,9 +244,10 @@ impl Ledger {
     }
 }
 
-/// Counts up in each partition that it owns, until told to stop.
+/// Counts up in each partition that it owns, until told to stop. What it is asked for it does not give up at once.
 async fn work(name: &str, mut member: Joined, ledger: &Ledger, stop: CancellationToken) {
     let mut owned: BTreeMap<(Arc<str>, i32), (Assigned, i64)> = BTreeMap::new();
+    let mut leaving = Vec::new();
     let mut turn = tokio::time::interval(Duration::from_millis(50));
     loop {
         tokio::select! {
@@ -255,13 +259,13 @@ async fn work(name: &str, mut member: Joined, ledger: &Ledger, stop: Cancellatio
                     owned.insert((topic, partition), (assigned, offset));
                 }
                 Some(Event::Revoking { topic, partition, done }) => {
-                    ledger.release(name, &topic, partition);
-                    owned.remove(&(topic, partition));
-                    drop(done);
+                    leaving.push((Instant::now() + IN_FLIGHT, (topic, partition), done));
                 }
                 Some(Event::Lost { topic, partition, .. }) => {
                     ledger.release(name, &topic, partition);
-                    owned.remove(&(topic, partition));
+                    let place = (topic, partition);
+                    owned.remove(&place);
+                    leaving.retain(|(_, going, _)| *going != place);
                 }
                 None => return,
             },
@@ -277,6 +281,11 @@ async fn work(name: &str, mut member: Joined, ledger: &Ledger, stop: Cancellatio
                     }
                 }))
                 .await;
+                for (_, place, done) in leaving.extract_if(.., |(until, ..)| *until <= Instant::now()) {
+                    ledger.release(name, &place.0, place.1);
+                    owned.remove(&place);
+                    drop(done);
+                }
             }
             () = stop.cancelled() => {
                 for ((topic, partition), _) in owned {

@@ -497,6 +497,20 @@ fn rule_6_commit_that_a_new_generation_overtook_is_sent_again() {
 }
 
 #[test]
+fn rule_6_commit_that_was_not_answered_is_sent_again() {
+    let mut scene = Scene::holding(&[0]);
+    scene.commit(0, 5, 1);
+    scene.commit_question();
+    scene.member.answered_offsets(Err("cut".to_owned()), scene.now);
+    scene.pass(SECOND);
+    assert!(scene.member.wants_coordinator(scene.now));
+    scene.member.coordinator_found();
+    assert_eq!(scene.commit_question().topics[0].partitions[0].committed_offset, 5);
+    scene.answer_commit(&[(0, OK)]);
+    assert_eq!(scene.heard(), [Heard::Committed(1)]);
+}
+
+#[test]
 fn rule_6_commit_of_an_earlier_assignment_is_refused() {
     let mut scene = Scene::holding(&[0]);
     let (old, _) = scene.held[&0].clone();
@@ -680,6 +694,9 @@ fn rule_9_brokers_that_tell_no_ids_change_nothing() {
     scene.member.topics_seen(unknown.clone());
     scene.member.topics_seen(counts(3));
     assert_eq!((scene.heard(), scene.question()), (vec![], None));
+    scene.member.topics_seen(unknown.clone());
+    scene.member.topics_seen(seen(3, 2));
+    assert_eq!(scene.heard(), [Heard::Gone(0)], "the id was not forgotten over it");
     let mut scene = Scene::new(&Config::default());
     scene.member.topics_seen(unknown);
     scene.join_with_new_id();
