@@ -16,7 +16,7 @@ use std::{
 };
 
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     task::{AbortHandle, JoinHandle, JoinSet},
 };
 
@@ -92,6 +92,21 @@ impl Consumers {
 
     pub(super) fn holds(&self, partition: &Partition) -> bool {
         self.state().held.contains_key(partition)
+    }
+
+    /// Waits until a worker has given a partition up, which it holds until then, as it still commits; then the group
+    /// hears of it.
+    async fn let_go(
+        self: Arc<Self>,
+        partition: Partition,
+        epoch: Epoch,
+        is_given_up: oneshot::Receiver<()>,
+        done: oneshot::Sender<()>,
+    ) {
+        // It is dropped, and not sent.
+        let _ = is_given_up.await;
+        self.state().held.retain(|held, holding| *held != partition || holding.epoch != epoch);
+        drop(done);
     }
 
     /// Leaves the group; the streams end.
@@ -223,8 +238,8 @@ impl Inner {
         );
     }
 
-    /// What an event of the group means to the consumer.
-    fn assignment(&self, group: &Arc<Group>, event: Event) -> Option<Assignment> {
+    /// What an event of the group means to the consumer. What is `leaving` is waited for there.
+    fn assignment(&self, group: &Arc<Group>, leaving: &mut JoinSet<()>, event: Event) -> Option<Assignment> {
         let partition = |topic: &str, index: i32| {
             Some(Partition { queue: queue_of(&self.config.topic, topic)?, index: u32::try_from(index).ok()? })
         };
@@ -250,7 +265,11 @@ impl Inner {
                 Some(Assignment::Assigned(Assigned { partition, epoch, checkpoint, lease, reader }))
             }
             Event::Revoking { topic, partition: index, done } => {
-                Some(Assignment::Revoking { partition: partition(&topic, index)?, done })
+                let partition = partition(&topic, index)?;
+                let epoch = self.consumers.state().held.get(&partition)?.epoch;
+                let (given_up, is_given_up) = oneshot::channel();
+                leaving.spawn(self.consumers.clone().let_go(partition.clone(), epoch, is_given_up, done));
+                Some(Assignment::Revoking { partition, done: given_up })
             }
             Event::Lost { topic, partition: index, loss } => {
                 let partition = partition(&topic, index)?;
@@ -265,8 +284,9 @@ impl Inner {
 /// it is read.
 async fn dispatch(inner: Arc<Inner>, group: Arc<Group>, mut events: mpsc::Receiver<Event>) {
     let closing = inner.source.closing.clone();
-    let mut beginnings = Beginnings::default();
+    let (mut beginnings, mut leaving) = (Beginnings::default(), JoinSet::new());
     loop {
+        while leaving.try_join_next().is_some() {}
         let happened = async {
             tokio::select! {
                 event = events.recv() => event.map(next),
@@ -297,10 +317,12 @@ async fn dispatch(inner: Arc<Inner>, group: Arc<Group>, mut events: mpsc::Receiv
             Some(Some(Next::Event(event))) => event,
             Some(None) | None => break,
         };
-        if let Some(assignment) = inner.assignment(&group, event) {
+        if let Some(assignment) = inner.assignment(&group, &mut leaving, event) {
             inner.tell(assignment).await;
         }
     }
+    // A worker may be at it still, though nothing more is told.
+    leaving.detach_all();
     if let Standing::Failed { reason } = &*group.standing().borrow() {
         inner.failure.send_replace(Some(reason.clone()));
     }
