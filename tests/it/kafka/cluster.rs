@@ -19,6 +19,9 @@ const OFFSETS: &str = "__consumer_offsets";
 /// Longer than any node of the cluster is away: who loses its membership loses it by a fault of its own.
 const SESSION: &str = "20s";
 
+/// Some looks at topics, and some heartbeats.
+const REST: Duration = Duration::from_secs(5);
+
 /// What is made, each once and in its order, is one thing that this shows. The other is that members keep theirs while
 /// the coordinator moves (rule 5 of a member), and that what they committed meanwhile is stored (rule 6).
 #[test]
@@ -40,7 +43,7 @@ fn cluster_that_loses_nodes_loses_repeats_and_reorders_nothing() {
     let load = Load::start_apart(sidecars.iter().map(Sidecar::address).collect());
     load.go_on_for(200);
     wait_until("each to have a share", || sidecars.iter().all(|sidecar| owned_by(sidecar) == 1));
-    let before = wait_until_at_rest(&sidecars, Duration::from_secs(5));
+    let before = wait_until_at_rest(&sidecars, REST);
 
     for lost in [topic.as_str(), OFFSETS] {
         let leader = cluster[0].leader_of(lost).expect("somebody leads it");
@@ -77,6 +80,8 @@ fn cluster_that_loses_nodes_loses_repeats_and_reorders_nothing() {
     wait_until("Kafka takes tasks again", || sidecars.iter().all(reaches_kafka));
 
     sidecars.iter().for_each(Sidecar::wait_until_done);
+    // One that dies while it joins is waited for by the group as often as it is thought to be there.
+    wait_until_at_rest(&sidecars, REST);
     drop(sidecars);
     let heir = Sidecar::start(&redis.url(), &flags);
     wait_until("another one to have all partitions", || owned_by(&heir) == 3);
