@@ -163,7 +163,7 @@ pub const SETTINGS: &[Setting] = &[
     entry("kafka.sasl.username", Kind::OptionalText, "",
         "The user who logs in."),
     entry("kafka.sasl.password_file", Kind::OptionalPath, "",
-        "File with the password."),
+        "File with the password; read at the start."),
     entry("admission.max_body", size(KIB, 16 * MIB), "256KiB",
         "The largest body of one task."),
     entry("admission.max_args", count(1, 7_000), "1024",

@@ -59,3 +59,21 @@ fn unsafe_code_is_in_one_named_function_alone() {
     let manifest = std::fs::read_to_string(root.join("Cargo.toml")).expect("it is there");
     assert!(manifest.contains("unsafe_code = \"deny\""), "the crate's lint is what makes them say so");
 }
+
+/// The doc of `group` sends its reader to tests of each rule of a member: they are there.
+#[test]
+fn rules_of_a_member_have_the_tests_that_are_named_for_them() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: PathBuf| std::fs::read_to_string(path).expect("sources are text");
+    let code: String = ["src", "tests"].into_iter().flat_map(|part| sources(&root.join(part))).map(read).collect();
+    let group = read(root.join("src/log/kafka/group.rs"));
+    let table = group.split("//! ```").nth(1).expect("it has one");
+    let words = || table.split_whitespace();
+    let rules: Vec<u32> = words().filter_map(|word| word.parse().ok()).collect();
+    assert_eq!(rules, (1..=10).collect::<Vec<_>>());
+    let missing: Vec<&str> =
+        words().filter(|word| word.contains('_') && !code.contains(&format!("fn {word}()"))).collect();
+    assert_eq!(missing, [""; 0]);
+    let untested: Vec<u32> = (1..=10).filter(|rule| !code.contains(&format!("fn rule_{rule}_"))).collect();
+    assert_eq!(untested, [0; 0]);
+}

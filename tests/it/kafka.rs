@@ -9,6 +9,7 @@ use crate::harness::{
 };
 
 mod away;
+mod checkpoints;
 mod cluster;
 mod fleet;
 mod foreign;

@@ -27,7 +27,7 @@ use tokio::time::{Instant, error::Elapsed, timeout, timeout_at};
 
 use super::{
     config::Config,
-    failure::{Cause, Failure},
+    failure::{Cause, Failure, NoClient},
     nodelay,
     security::Security,
     wire::{Address, Dialer},
@@ -42,7 +42,7 @@ pub(super) struct Connector {
     security: Security,
     current: Mutex<Current>,
     /// Held while a client is made: what came of the last attempt, if nothing.
-    making: tokio::sync::Mutex<Option<String>>,
+    making: tokio::sync::Mutex<Option<NoClient>>,
 }
 
 #[derive(Default)]
@@ -111,8 +111,8 @@ impl Connector {
         }
         // An attempt that began and failed while this one waited is as good as its own: else all who wait would make
         // one after the other.
-        if let Some(reason) = failure.as_ref().filter(|_| self.current().attempts > attempts) {
-            return Err(Failure::NoClient(reason.clone()));
+        if let Some(known) = failure.as_ref().filter(|_| self.current().attempts > attempts) {
+            return Err(Failure::NoClient(known.clone()));
         }
         self.current().attempts += 1;
         match self.make().await {
@@ -121,7 +121,7 @@ impl Connector {
                 Ok(found)
             }
             Err(error) => {
-                *failure = Some(error.to_string());
+                *failure = Some(NoClient { reason: error.to_string(), is_permanent: error.is_permanent() });
                 Err(error)
             }
         }
@@ -153,7 +153,8 @@ impl Connector {
                 connection.call(&question, self.config.request_timeout).await
             };
             if let Ok(Err(problem)) = timeout(self.patience(), ask).await {
-                return Failure::NoClient(problem.to_string());
+                let is_permanent = problem.is_permanent();
+                return Failure::NoClient(NoClient { reason: problem.to_string(), is_permanent });
             }
         }
         error.into()

@@ -14,9 +14,16 @@ use super::permission::{Operation, Permission};
 pub(super) enum Failure {
     /// No answer came in time.
     Late,
-    /// No client could be made, as somebody else found out meanwhile.
-    NoClient(String),
+    NoClient(NoClient),
     Client(Error),
+}
+
+/// Why no client could be made, as a connection of our own or somebody else found out.
+#[derive(Clone, Debug)]
+pub(super) struct NoClient {
+    pub(super) reason: String,
+    /// Only a person can end it.
+    pub(super) is_permanent: bool,
 }
 
 /// What is to be done about it.
@@ -43,6 +50,14 @@ impl Failure {
         match self {
             Self::Late | Self::NoClient(_) => Cause::Broken,
             Self::Client(error) => cause_of(error),
+        }
+    }
+
+    /// Whether only a person can end it.
+    pub(super) fn is_permanent(&self) -> bool {
+        match self {
+            Self::NoClient(NoClient { is_permanent, .. }) => *is_permanent,
+            Self::Late | Self::Client(_) => self.cause() == Cause::Refused,
         }
     }
 }
@@ -80,7 +95,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Late => f.write_str("no answer came in time"),
-            Self::NoClient(reason) => f.write_str(reason),
+            Self::NoClient(NoClient { reason, .. }) => f.write_str(reason),
             Self::Client(error) => display(error, f),
         }
     }

@@ -4,6 +4,43 @@
 //! has the rules), `holdings` keeps what is owned, `commits` what waits to be committed, `renewals` what was committed and
 //! must be again, `assignor` what a leader gives to whom, and `subscription` how members say it. `task` asks the brokers
 //! and tells the consumer. Invariant: a lease that is valid means that no other member owns its partition.
+//!
+//! Each rule of `member` has its tests beside it, `rule_1_…` and so on, each at the moment that matters. These show it
+//! of the parts together: on coordinators that follow a script (`tests/scripted`), on a real Kafka (`tests`, and its
+//! neighbours under `log/kafka`) and through the front door (`tests/it`). The one named `cluster_…`, which `make soak`
+//! runs, has three members under load while their coordinator dies.
+//!
+//! ```text
+//! 1 no heartbeat in a join      commits_go_on_while_a_join_waits_for_a_silent_member
+//! 2 a join's patience           join_that_is_not_answered_is_begun_again_on_a_new_connection
+//! 3 rebalances                  partitions_have_one_owner_while_members_come_and_go
+//!                               partition_that_is_not_given_up_in_time_is_lost
+//!                               revoked_partition_is_released_with_all_it_has_done
+//!                               rolling_restart_loses_repeats_and_reorders_nothing
+//! 4 forgotten, or fenced        stopped_member_loses_its_partitions_and_its_commits
+//!                               static_member_comes_back_to_its_partitions
+//!                               owner_that_wakes_too_late_overwrites_nothing
+//!                               sidecar_whose_name_another_one_has_taken_ends
+//! 5 another coordinator         join_at_a_coordinator_that_is_none_any_more_is_begun_again_at_the_new_one
+//!                               coordinator_that_restarts_keeps_its_member
+//!                               cluster_that_loses_nodes_loses_repeats_and_reorders_nothing
+//! 6 what is committed           member_gets_partitions_and_what_was_committed_for_them
+//!                               fullest_checkpoint_is_kept_by_kafka_and_says_nothing_but_the_truth
+//!                               cluster_that_loses_nodes_loses_repeats_and_reorders_nothing
+//! 7 where a partition begins    member_gets_partitions_and_what_was_committed_for_them
+//!                               old_partition_without_a_checkpoint_waits_for_a_person
+//!                               records_that_were_deleted_unread_are_counted
+//!                               partition_that_ends_too_early_is_not_read_again
+//! 8 a consumer that is stuck    consumer_that_takes_nothing_loses_the_membership
+//!                               worker_that_makes_no_turn_loses_its_partitions
+//! 9 topics that change          topics_that_are_made_or_grow_are_assigned
+//!                               partitions_that_a_follower_sees_first_are_shared_out
+//!                               tasks_that_come_after_their_topic_was_deleted_are_made
+//! 10 leaving                    leaving_does_not_wait_for_a_join
+//!                               leaving_a_silent_coordinator_is_bounded
+//!                               member_goes_when_nobody_holds_it
+//!                               rolling_restart_loses_repeats_and_reorders_nothing
+//! ```
 
 use std::sync::Arc;
 

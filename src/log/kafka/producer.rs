@@ -15,9 +15,9 @@
 //! answered is thrown away with its connections.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -322,7 +322,7 @@ impl Sender {
                     self.shared.trouble.over(&self.source());
                     return None;
                 }
-                self.shared.trouble.begins(self.source(), failure.to_string());
+                self.shared.trouble.begins(self.source(), &failure);
                 if cause == Cause::Refused {
                     self.outbox.refuse_all(&unavailable(&failure));
                 }
@@ -375,7 +375,7 @@ impl Sender {
                 self.outbox.put_back(batch, true);
             }
         }
-        self.shared.trouble.begins(self.source(), failure.to_string());
+        self.shared.trouble.begins(self.source(), &failure);
         self.rest().await;
     }
 
@@ -428,7 +428,7 @@ async fn refresh_topics(shared: Arc<Shared>) {
                 shared.config.metadata_refresh
             }
             Err(failure) => {
-                shared.trouble.begins(Source::Cluster, failure.to_string());
+                shared.trouble.begins(Source::Cluster, &failure);
                 IMPATIENCE
             }
         };
@@ -451,34 +451,50 @@ enum Source {
 
 /// Why records cannot be appended at the moment.
 #[derive(Default)]
-struct Trouble(Mutex<BTreeMap<Source, String>>);
+struct Trouble(Mutex<Troubles>);
+
+#[derive(Default)]
+struct Troubles {
+    reasons: BTreeMap<Source, String>,
+    /// What only a person can end, as far as it was told since the first of them began.
+    told: BTreeSet<String>,
+}
 
 impl Trouble {
-    fn begins(&self, source: Source, reason: String) {
-        let mut troubles = self.0.lock().expect("nothing panics while it holds this lock");
-        if troubles.is_empty() {
+    /// Told is the first reason and then, once each, those that only a person can end: a broker that was away may not
+    /// let this process in any more when it is back.
+    fn begins(&self, source: Source, failure: &Failure) {
+        let reason = failure.to_string();
+        let mut troubles = self.troubles();
+        let is_told = failure.is_permanent() && troubles.told.insert(reason.clone());
+        if is_told || troubles.reasons.is_empty() {
             tracing::warn!("Appends to Kafka are failing: {reason}");
         }
-        troubles.insert(source, reason);
+        troubles.reasons.insert(source, reason);
     }
 
     fn over(&self, source: &Source) {
-        let mut troubles = self.0.lock().expect("nothing panics while it holds this lock");
-        if troubles.remove(source).is_some() && troubles.is_empty() {
+        let mut troubles = self.troubles();
+        if troubles.reasons.remove(source).is_some() && troubles.reasons.is_empty() {
+            troubles.told.clear();
             tracing::info!("Appends to Kafka succeed again");
         }
     }
 
     fn is_from(&self, source: &Source) -> bool {
-        self.0.lock().expect("nothing panics while it holds this lock").contains_key(source)
+        self.troubles().reasons.contains_key(source)
     }
 
     fn current(&self) -> Option<String> {
-        self.0.lock().expect("nothing panics while it holds this lock").values().next().cloned()
+        self.troubles().reasons.values().next().cloned()
     }
 
     fn reason(&self) -> String {
         self.current().unwrap_or_else(|| "Kafka did not answer in time".to_owned())
+    }
+
+    fn troubles(&self) -> MutexGuard<'_, Troubles> {
+        self.0.lock().expect("nothing panics while it holds this lock")
     }
 }
 

@@ -8,12 +8,14 @@
 use std::{
     io::{self, Read, Write},
     net::{TcpListener, TcpStream},
+    num::NonZeroU32,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Condvar, Mutex, OnceLock, mpsc},
     time::{Duration, Instant},
 };
 
+use ring::pbkdf2;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -397,6 +399,23 @@ impl Kafka {
         let mut answer = self.ask(31, 1, &body);
         answer.skip(8);
         assert_eq!(answer.i16(), 0, "{grant:?} is not taken back");
+    }
+
+    /// Gives a user another password to log in with by SCRAM-SHA-512. Who is logged in stays so.
+    pub fn set_password(&self, user: &str, password: &str) {
+        const SCRAM_SHA_512: i8 = 2;
+        const ITERATIONS: NonZeroU32 = NonZeroU32::new(4096).expect("it is not zero");
+        let (salt, mut salted) = (b"of the tests", [0; 64]);
+        pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA512, ITERATIONS, salt, password.as_bytes(), &mut salted);
+        // AlterUserScramCredentials 0: its lists and strings are compact, and behind each part there may be tags.
+        let mut body = Body::default();
+        body.no_tags().compact(0).compact(1).compact(user.len()).bytes(user.as_bytes());
+        body.i8(SCRAM_SHA_512).i32(ITERATIONS.get() as i32).compact(salt.len()).bytes(salt);
+        body.compact(salted.len()).bytes(&salted).no_tags().no_tags();
+        let mut answer = self.ask(51, 0, &body);
+        // Tags, a time to wait, and how many results there are and the user's name, each with a length of one byte.
+        answer.skip(1 + 4 + 1 + 1 + user.len());
+        assert_eq!(answer.i16(), 0, "{user} gets no password");
     }
 
     fn wait_for_partitions(&self, topic: &str, count: u16) {
@@ -789,6 +808,15 @@ impl Body {
             left >>= 7;
         }
         self.bytes(&[left as u8])
+    }
+
+    /// The length of what follows, in the newer form.
+    fn compact(&mut self, length: usize) -> &mut Self {
+        self.i8(i8::try_from(length + 1).expect("it is short"))
+    }
+
+    fn no_tags(&mut self) -> &mut Self {
+        self.i8(0)
     }
 
     fn string(&mut self, text: &str) -> &mut Self {

@@ -157,6 +157,14 @@ async fn partitions_move_to_a_second_process_with_their_checkpoints() {
     let assigned = held.iter().find(|held| held.partition == partition).expect("it is one of them");
     let late = first.commit(&partition, assigned.epoch, Checkpoint::default()).await;
     assert_eq!(late, Err(CommitError::EpochOver));
+
+    let further = Checkpoint { watermark: checkpoint.watermark + 1, ..Checkpoint::default() };
+    second.commit(&partition, taken.epoch, further.clone()).await.expect("it is the owner");
+    until("the first one sees whose it is, and how far that comes", || {
+        let depth = first.depth().into_iter().find(|depth| depth.partition == partition);
+        depth.is_some_and(|depth| depth.is_elsewhere() && depth.finished == further.watermark)
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -271,6 +271,14 @@ impl Sidecar {
         self.metric(&format!(r#"redrive_attempts_total{{class="{class}",target="default"}}"#)) as u64
     }
 
+    /// Executions on Redis, however they ended.
+    pub fn executions(&self) -> u64 {
+        let text = self.ops("/metrics").body;
+        let series = text.lines().filter(|line| line.starts_with("redrive_attempts_total{"));
+        let values = series.map(|line| line.rsplit_once(' ').expect("a series has a value").1);
+        values.map(|value| value.parse::<u64>().expect("it is a count")).sum()
+    }
+
     /// What is kept of a dead task; none while it is not dead.
     pub fn dead_letter(&self, id: &str) -> Option<Value> {
         let answer = self.ops(&format!("/admin/v1/dead-letters/{id}"));

@@ -46,19 +46,7 @@ fn gateways_come_and_go_unnoticed_and_a_stand_by_takes_over() {
         round.to_string()
     };
     send(&gateways);
-    let generations = |workers: &[Sidecar]| -> usize {
-        workers.iter().map(|worker| worker.logged("Member of the group in generation").len()).sum()
-    };
-    // One rebalance may be followed by another, until each has what it is to have.
-    let mut before = generations(&workers);
-    let mut since = Instant::now();
-    wait_until("the group to come to rest", || {
-        let now = generations(&workers);
-        if now != before {
-            (before, since) = (now, Instant::now());
-        }
-        since.elapsed() > SESSION
-    });
+    let before = wait_until_at_rest(&workers, SESSION);
     let half = gateways.len() / 2;
     for gateway in &mut gateways[..half] {
         gateway.kill9();
@@ -72,7 +60,7 @@ fn gateways_come_and_go_unnoticed_and_a_stand_by_takes_over() {
     for counter in &counters {
         wait_until("each to be made once", || redis.get(counter) == sent);
     }
-    assert_eq!(generations(&workers), before, "the group has not moved");
+    assert_eq!(memberships(&workers), before, "the group has not moved");
 
     let victim = workers.iter().position(|worker| owned(worker) > 0).expect("there are owners");
     let mut dead = workers.remove(victim);
@@ -85,6 +73,28 @@ fn gateways_come_and_go_unnoticed_and_a_stand_by_takes_over() {
     for counter in &counters {
         wait_until("each to be made once", || redis.get(counter) == sent);
     }
+}
+
+/// What members have said of their generations, first to last.
+pub fn memberships(members: &[Sidecar]) -> Vec<Vec<String>> {
+    let said = |member: &Sidecar| {
+        let lines = member.logged("Member of the group in generation");
+        lines.iter().map(|line| line["message"].as_str().expect("a line has a message").to_owned()).collect()
+    };
+    members.iter().map(said).collect()
+}
+
+/// One rebalance may be followed by another, until each has what it is to have: waits until none was for so long.
+pub fn wait_until_at_rest(members: &[Sidecar], rest: Duration) -> Vec<Vec<String>> {
+    let (mut before, mut since) = (memberships(members), Instant::now());
+    wait_until("the group to come to rest", || {
+        let now = memberships(members);
+        if now != before {
+            (before, since) = (now, Instant::now());
+        }
+        since.elapsed() > rest
+    });
+    before
 }
 
 /// How many partitions of the normal lane a worker has a window for.

@@ -111,6 +111,20 @@ fn owner_that_wakes_too_late_would_be_noticed() {
 }
 
 #[test]
+fn sidecar_whose_name_another_one_has_taken_ends() {
+    let (redis, topic) = (Redis::start(&[]), unique("instance"));
+    let start = || start_with("", &redis.url(), &topic, &["--kafka-instance-id=pod-0"]);
+    let mut first = start();
+    first.wait_for_log("Consuming default.normal/0");
+    let second = start();
+    second.wait_for_log("Consuming default.normal/0");
+    assert_eq!(first.wait().code(), Some(1));
+    assert!(first.logs().iter().any(|line| line.contains("another process has joined the group as instance `pod-0`")));
+    second.post(&set("made", "key", "1"));
+    redis.wait_for_value("key", "1");
+}
+
+#[test]
 fn next_owner_repeats_little_and_forgets_no_attempt() {
     const TASKS: usize = 2000;
     let (redis, topic) = (Redis::start(&[]), unique("heir"));

@@ -15,6 +15,8 @@ use crate::harness::{
     run, set, wait_until,
 };
 
+mod changing;
+
 /// A sidecar and what it is told of the broker's demands.
 struct Guest<'a> {
     certificates: &'a Certificates,
@@ -53,9 +55,13 @@ impl<'a> Guest<'a> {
     }
 
     fn start(&self, redis: &Redis, topic: &str) -> Sidecar {
+        self.start_for(&redis.url(), topic)
+    }
+
+    fn start_for(&self, url: &str, topic: &str) -> Sidecar {
         let mut flags = flags_at(self.broker, topic);
         flags.extend(self.more.iter().cloned());
-        Sidecar::start(&redis.url(), &flags.iter().map(String::as_str).collect::<Vec<_>>())
+        Sidecar::start(url, &flags.iter().map(String::as_str).collect::<Vec<_>>())
     }
 }
 

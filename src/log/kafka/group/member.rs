@@ -10,7 +10,7 @@
 //!          └──── the group has forgotten the member: all is lost ◀─────────────┘
 //! ```
 //!
-//! The rules, each with its test in `tests`:
+//! The rules, each with its tests in `tests`; what else shows them is in the doc of `group`:
 //!
 //! 1. No heartbeat while a join or sync is in flight; an answer counts only for the member and generation it was asked
 //!    for.

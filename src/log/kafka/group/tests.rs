@@ -33,6 +33,9 @@ mod scripted;
 /// What a machine that has much else to do may take.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// How long what is under way takes where a partition goes to another member.
+const IN_FLIGHT: Duration = Duration::from_millis(300);
+
 const LANES: [&str; 3] = [".high", "", ".low"];
 
 fn config(kafka: &Kafka, group: &str) -> Config {
@@ -241,9 +244,10 @@ impl Ledger {
     }
 }
 
-/// Counts up in each partition that it owns, until told to stop.
+/// Counts up in each partition that it owns, until told to stop. What it is asked for it does not give up at once.
 async fn work(name: &str, mut member: Joined, ledger: &Ledger, stop: CancellationToken) {
     let mut owned: BTreeMap<(Arc<str>, i32), (Assigned, i64)> = BTreeMap::new();
+    let mut leaving = Vec::new();
     let mut turn = tokio::time::interval(Duration::from_millis(50));
     loop {
         tokio::select! {
@@ -255,13 +259,13 @@ async fn work(name: &str, mut member: Joined, ledger: &Ledger, stop: Cancellatio
                     owned.insert((topic, partition), (assigned, offset));
                 }
                 Some(Event::Revoking { topic, partition, done }) => {
-                    ledger.release(name, &topic, partition);
-                    owned.remove(&(topic, partition));
-                    drop(done);
+                    leaving.push((Instant::now() + IN_FLIGHT, (topic, partition), done));
                 }
                 Some(Event::Lost { topic, partition, .. }) => {
                     ledger.release(name, &topic, partition);
-                    owned.remove(&(topic, partition));
+                    let place = (topic, partition);
+                    owned.remove(&place);
+                    leaving.retain(|(_, going, _)| *going != place);
                 }
                 None => return,
             },
@@ -277,6 +281,11 @@ async fn work(name: &str, mut member: Joined, ledger: &Ledger, stop: Cancellatio
                     }
                 }))
                 .await;
+                for (_, place, done) in leaving.extract_if(.., |(until, ..)| *until <= Instant::now()) {
+                    ledger.release(name, &place.0, place.1);
+                    owned.remove(&place);
+                    drop(done);
+                }
             }
             () = stop.cancelled() => {
                 for ((topic, partition), _) in owned {
@@ -543,6 +552,28 @@ async fn topics_that_are_made_or_grow_are_assigned() {
     let new: Vec<i32> = member.assigned(2).await.iter().map(|assigned| assigned.partition).collect();
     assert_eq!(new, [1, 2]);
     member.group.leave().await;
+}
+
+#[tokio::test]
+async fn partitions_that_a_follower_sees_first_are_shared_out() {
+    let kafka = Kafka::shared();
+    let name = unique("grows");
+    kafka.create_topic(&name, 2, &[]);
+    let blind = Config { metadata_refresh: Duration::from_secs(3600), ..config(kafka, &name) };
+    let mut leader = Joined::join(blind, vec![topic(&name)]);
+    leader.assigned(2).await;
+    let mut follower = Joined::join(config(kafka, &name), vec![topic(&name)]);
+    let Event::Revoking { done, .. } = leader.event().await else { panic!("one of two goes") };
+    drop(done);
+    follower.assigned(1).await;
+    kafka.grow_topic(&name, 4);
+    let mut new: Vec<i32> = Vec::new();
+    for member in [&mut leader, &mut follower] {
+        new.extend(member.assigned(1).await.iter().map(|assigned| assigned.partition));
+    }
+    new.sort_unstable();
+    assert_eq!(new, [2, 3]);
+    tokio::join!(leader.group.leave(), follower.group.leave());
 }
 
 #[tokio::test]

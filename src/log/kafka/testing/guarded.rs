@@ -8,10 +8,10 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{Kafka, Setup};
+use super::{Kafka, Setup, fast_failover};
 
 /// Who may do everything, beside whoever comes over the plain listener, and who may do only what is granted.
-const ADMIN: (&str, &str) = ("admin", "admin-secret");
+pub const ADMIN: (&str, &str) = ("admin", "admin-secret");
 pub const USER: (&str, &str) = ("app", "app-secret");
 
 /// Certificates of an authority of our own, made by `openssl`.
@@ -29,7 +29,10 @@ impl Certificates {
                 openssl req -newkey rsa:2048 -nodes -subj /CN=$who -keyout $who.key -out $who.csr
                 openssl x509 -req -in $who.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 -extfile ext -out $who.crt
             done
-            cat broker.key broker.crt ca.pem >broker.pem";
+            openssl x509 -req -in broker.csr -CA other.pem -CAkey other.key -CAcreateserial -days 30 -extfile ext -out by-other.crt
+            cat broker.key broker.crt ca.pem >by-ca.pem
+            cat broker.key by-other.crt other.pem >by-other.pem
+            cp by-ca.pem broker.pem";
         let made = Command::new("sh").args(["-c", script]).current_dir(dir.path()).stdin(Stdio::null()).output();
         let made = made.expect("a shell runs");
         assert!(made.status.success(), "openssl fails: {}", String::from_utf8_lossy(&made.stderr));
@@ -38,6 +41,12 @@ impl Certificates {
 
     pub fn file(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
+    }
+
+    /// Has the broker show, from its next start on, the certificate of this authority: `ca`, as at first, or `other`.
+    pub fn present_by(&self, authority: &str) {
+        let by = self.file(&format!("by-{authority}.pem"));
+        std::fs::copy(by, self.file("broker.pem")).expect("the directory is ours");
     }
 
     /// A file that holds a password.
@@ -65,9 +74,10 @@ pub fn start(certificates: &Certificates) -> (Kafka, Guarded) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("some port is free");
         listener.local_addr().expect("it is bound").port()
     });
-    let kafka = Kafka::start_with(|place| Setup {
-        properties: properties(certificates, [place.port, place.controller_port], ports),
-        format_args: ["256", "512"].into_iter().flat_map(scram_users).collect(),
+    let kafka = Kafka::start_with(|place| {
+        let mut setup = fast_failover();
+        setup.properties.extend(properties(certificates, [place.port, place.controller_port], ports));
+        Setup { format_args: ["256", "512"].into_iter().flat_map(scram_users).collect(), ..setup }
     });
     let [sasl, tls, mutual, both] = ports.map(|port| format!("127.0.0.1:{port}"));
     (kafka, Guarded { sasl, tls, mutual, both })

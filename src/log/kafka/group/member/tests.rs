@@ -76,6 +76,17 @@ impl Scene {
         scene
     }
 
+    /// The same of a static member.
+    fn holding_as(instance: &str, index: i32) -> Self {
+        let mut scene = Self::new(&Config { instance_id: Some(instance.into()), ..Config::default() });
+        scene.join_question();
+        scene.answer_join(|answer| answer);
+        scene.sync(&[index]);
+        scene.fetch(&[]);
+        assert_eq!(scene.heard(), [Heard::Assigned(index, None)]);
+        scene
+    }
+
     fn pass(&mut self, time: Duration) {
         self.now += time;
         self.at = self.at + time;
@@ -241,6 +252,7 @@ const OK: i16 = 0;
 const REBALANCE: i16 = ResponseError::RebalanceInProgress.code();
 const ILLEGAL_GENERATION: i16 = ResponseError::IllegalGeneration.code();
 const UNKNOWN_MEMBER: i16 = ResponseError::UnknownMemberId.code();
+const FENCED: i16 = ResponseError::FencedInstanceId.code();
 const NOT_COORDINATOR: i16 = ResponseError::NotCoordinator.code();
 
 #[test]
@@ -258,17 +270,19 @@ fn rule_1_no_heartbeat_is_sent_while_a_join_is_in_flight() {
 
 #[test]
 fn rule_1_answer_to_an_older_member_counts_for_nothing() {
-    let mut scene = Scene::holding(&[0]);
-    scene.pass(2 * SECOND);
-    assert!(matches!(scene.question(), Some(Question::Heartbeat(_))));
-    // Meanwhile the other connection hears that all is lost, and the member is a new one.
-    scene.commit(0, 5, 1);
-    scene.commit_question();
-    scene.answer_commit(&[(0, UNKNOWN_MEMBER)]);
-    assert_eq!(scene.heard(), [Heard::Lost(0), Heard::Refused(1, CommitError::EpochOver)]);
-    scene.answer_beat(ILLEGAL_GENERATION);
-    assert_eq!(scene.heard(), []);
-    scene.join_with_new_id();
+    for late in [OK, REBALANCE, ILLEGAL_GENERATION, FENCED] {
+        let mut scene = Scene::holding(&[0]);
+        scene.pass(2 * SECOND);
+        assert!(matches!(scene.question(), Some(Question::Heartbeat(_))));
+        // Meanwhile the other connection hears that all is lost, and the member is a new one.
+        scene.commit(0, 5, 1);
+        scene.commit_question();
+        scene.answer_commit(&[(0, UNKNOWN_MEMBER)]);
+        assert_eq!(scene.heard(), [Heard::Lost(0), Heard::Refused(1, CommitError::EpochOver)]);
+        scene.answer_beat(late);
+        assert_eq!(scene.heard(), []);
+        scene.join_with_new_id();
+    }
 }
 
 #[test]
@@ -380,6 +394,32 @@ fn rule_4_fenced_instance_fails_for_good() {
 }
 
 #[test]
+fn rule_4_any_answer_may_fence_an_instance() {
+    let ways: [fn(&mut Scene); 3] = [
+        |scene| scene.beat(FENCED),
+        |scene| {
+            scene.beat(REBALANCE);
+            scene.rejoin();
+            scene.sync_question();
+            scene.refuse_sync(ResponseError::FencedInstanceId);
+        },
+        |scene| {
+            scene.commit(0, 5, 1);
+            scene.commit_question();
+            scene.answer_commit(&[(0, FENCED)]);
+        },
+    ];
+    for fence in ways {
+        let mut scene = Scene::holding_as("pod-0", 0);
+        fence(&mut scene);
+        assert!(matches!(scene.member.standing(), Standing::Failed { .. }));
+        assert_eq!(scene.heard()[0], Heard::Lost(0));
+        assert!(!scene.has_lease(0));
+        assert_eq!(scene.question(), None);
+    }
+}
+
+#[test]
 fn rule_5_moved_coordinator_keeps_member_and_generation() {
     let mut scene = Scene::holding(&[0]);
     scene.beat(NOT_COORDINATOR);
@@ -455,6 +495,20 @@ fn rule_6_commit_that_a_new_generation_overtook_is_sent_again() {
     assert_eq!(scene.heard(), [], "it is owned, and only the generation was old");
     scene.pass(SECOND);
     assert_eq!(scene.commit_question().generation_id_or_member_epoch, 3);
+}
+
+#[test]
+fn rule_6_commit_that_was_not_answered_is_sent_again() {
+    let mut scene = Scene::holding(&[0]);
+    scene.commit(0, 5, 1);
+    scene.commit_question();
+    scene.member.answered_offsets(Err("cut".to_owned()), scene.now);
+    scene.pass(SECOND);
+    assert!(scene.member.wants_coordinator(scene.now));
+    scene.member.coordinator_found();
+    assert_eq!(scene.commit_question().topics[0].partitions[0].committed_offset, 5);
+    scene.answer_commit(&[(0, OK)]);
+    assert_eq!(scene.heard(), [Heard::Committed(1)]);
 }
 
 #[test]
@@ -641,6 +695,9 @@ fn rule_9_brokers_that_tell_no_ids_change_nothing() {
     scene.member.topics_seen(unknown.clone());
     scene.member.topics_seen(counts(3));
     assert_eq!((scene.heard(), scene.question()), (vec![], None));
+    scene.member.topics_seen(unknown.clone());
+    scene.member.topics_seen(seen(3, 2));
+    assert_eq!(scene.heard(), [Heard::Gone(0)], "the id was not forgotten over it");
     let mut scene = Scene::new(&Config::default());
     scene.member.topics_seen(unknown);
     scene.join_with_new_id();
@@ -674,13 +731,7 @@ fn rule_10_leaving_ends_leases_and_membership() {
 
 #[test]
 fn rule_10_static_member_keeps_its_membership() {
-    let config = Config { instance_id: Some("pod-0".into()), ..Config::default() };
-    let mut scene = Scene::new(&config);
-    scene.join_question();
-    scene.answer_join(|answer| answer);
-    scene.sync(&[0]);
-    scene.fetch(&[]);
-    assert_eq!(scene.heard(), [Heard::Assigned(0, None)]);
+    let mut scene = Scene::holding_as("pod-0", 0);
     assert_eq!(scene.member.farewell(), None);
     assert!(!scene.has_lease(0));
 }
