@@ -9,16 +9,19 @@ use serde_json::{Value, json};
 
 use crate::harness::{Fault, Faults, Redis, Sidecar, rpush, set, sidecar::Address, simple, wait_for, wait_until};
 
+/// Why a task is held whose dead letter has no room.
+pub const NO_LETTER: &str = "its dead letter cannot be stored";
+
 /// Waits until the task is said to be held because its letter has no room; answers what is said.
-fn held_for_want_of_a_letter(sidecar: &Sidecar, id: &str) -> Value {
+pub fn held_for_want_of_a_letter(sidecar: &Sidecar, id: &str) -> Value {
     wait_for(&format!("{id} to be held"), || {
         let status = sidecar.get(id).json();
-        (status["held_by"] == "its dead letter cannot be stored").then_some(status)
+        (status["held_by"] == NO_LETTER).then_some(status)
     })
 }
 
 /// A task whose dead letter cannot be stored is where it was, and so is all that must come behind it.
-fn check_nothing_is_settled(sidecar: &Sidecar, redis: &Redis, id: &str) {
+pub fn check_nothing_is_settled(sidecar: &Sidecar, redis: &Redis, id: &str) {
     let status = held_for_want_of_a_letter(sidecar, id);
     assert_eq!((&status["status"], &status["outcome"]), (&json!("held"), &Value::Null), "{status}");
     assert!(status["held_since"].is_string(), "{status}");
@@ -35,15 +38,19 @@ fn check_nothing_is_settled(sidecar: &Sidecar, redis: &Redis, id: &str) {
     assert_eq!(sidecar.get("behind").json()["status"], "ready");
     // The watermark stays before it, so that a restart begins with it.
     wait_until("all but two to be settled", || {
-        let partition = &sidecar.ops("/admin/v1/partitions").json()["items"][0];
-        partition["first_id"] == id && partition["in_window"] == 2 && sidecar.metric("kafka_consumer_lag") == 3.0
+        let partitions = sidecar.ops("/admin/v1/partitions").json();
+        let items = partitions["items"].as_array().expect("a list has items");
+        let partition = items.iter().find(|partition| partition["first_id"] == id);
+        partition.is_some_and(|partition| partition["in_window"] == 2)
+            && partition.is_some_and(|partition| partition["first_waits_for"] == NO_LETTER)
+            && sidecar.metric("kafka_consumer_lag") == 3.0
     });
     let line = sidecar.wait_for_log(&format!("The dead letter of task {id} cannot be stored"));
     assert_eq!((&line["level"], &line["task.id"]), (&json!("ERROR"), &json!(id)));
     assert!(sidecar.logged(&format!("Gave up task {id} ")).is_empty());
 }
 
-fn check_the_letter_comes(sidecar: &Sidecar, redis: &Redis, id: &str) {
+pub fn check_the_letter_comes(sidecar: &Sidecar, redis: &Redis, id: &str) {
     let letter = wait_for("the dead letter", || sidecar.dead_letter(id));
     assert_eq!((&letter["reason"], &letter["code"]), (&json!("wrong-type"), &json!("WRONGTYPE")), "{letter}");
     redis.wait_for_value("text", "behind");
@@ -95,7 +102,7 @@ fn dead_letter_waits_for_room_in_the_budget() {
         sidecar.post(&simple(&id, "RPUSH", &["text", &padding]));
         let is_settled = wait_for("it to be settled or held", || {
             let status = sidecar.get(&id).json();
-            let is_held = status["held_by"] == "its dead letter cannot be stored";
+            let is_held = status["held_by"] == NO_LETTER;
             (is_held || status["status"] == "settled").then_some(!is_held)
         });
         if !is_settled {

@@ -12,6 +12,7 @@ mod away;
 mod cluster;
 mod fleet;
 mod foreign;
+mod letters;
 mod load;
 mod ownership;
 mod returning;
