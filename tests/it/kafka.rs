@@ -1,5 +1,7 @@
 //! Tasks in a real Kafka: stored there, shared out among sidecars, and kept on disk while it is away.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::harness::{
@@ -19,6 +21,9 @@ mod returning;
 mod security;
 mod topics;
 
+/// After which a sidecar with these flags does without Kafka.
+const PRODUCE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Flags for a small Kafka and a group that notices soon who is gone.
 pub fn flags(kafka: &Kafka, topic: &str) -> Vec<String> {
     flags_at(&kafka.address(), topic)
@@ -36,9 +41,9 @@ fn flags_at(broker: &str, topic: &str) -> Vec<String> {
         "--kafka-heartbeat-interval=500ms",
         "--kafka-rebalance-timeout=9s",
         "--kafka-metadata-refresh=1s",
-        "--kafka-produce-timeout=2s",
     ];
     flags.extend(quick.map(str::to_owned));
+    flags.push(format!("--kafka-produce-timeout={}s", PRODUCE_TIMEOUT.as_secs()));
     flags
 }
 
