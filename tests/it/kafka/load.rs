@@ -97,6 +97,7 @@ impl Load {
     pub fn check_answers(&self) {
         assert_eq!(self.unanswered(), 0, "requests without an answer");
         let slowest = Duration::from_micros(self.slowest.load(Ordering::Relaxed));
+        eprintln!("the slowest answer took {slowest:?}");
         assert!(slowest <= ANSWERED_WITHIN, "an answer took {slowest:?}");
     }
 
