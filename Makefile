@@ -56,7 +56,7 @@ soak: setup ## Crash everything for an hour: a million times in parts, as a whol
 	CHAOS_SECONDS=600 cargo test --locked --profile quick --test it chaos -- --nocapture
 	cargo test --locked --profile quick --test it faults_are_in_no_release
 	AMBIGUITY_ROUNDS=250 AMBIGUITY_KAFKA_ROUNDS=50 cargo test --locked --test it ambiguity -- --nocapture
-	KAFKA_AWAY_SECONDS=60 KAFKA_DEATHS=5 cargo test --locked --profile quick --test it kafka::away -- --nocapture
+	KAFKA_AWAY_SECONDS=60 KAFKA_DEATHS=5 KAFKA_FREEZES=10 cargo test --locked --profile quick --test it kafka::away -- --nocapture
 	KAFKA_GATEWAYS=40 KAFKA_WORKERS=8 cargo test --locked --profile quick --test it kafka::fleet -- --nocapture
 	FLEET=10 cargo test --locked --profile quick --test it kafka::returning -- --nocapture
 	OUTAGE_SECONDS=180 FLAPS=10 FLAP_MILLIS=2000 cargo test --locked --profile quick --test it long_outages -- --nocapture

@@ -92,6 +92,8 @@ pub enum Letter {
     None,
     Writing {
         outdated: bool,
+        /// It could not be written the last time.
+        again: bool,
     },
     /// Could not be written: tried again when the pause is over.
     Failed,
@@ -104,10 +106,15 @@ impl Letter {
     /// A unit came to its end, which a letter must say.
     pub fn outdate(&mut self) {
         match self {
-            Self::Writing { outdated } | Self::Written { outdated } => *outdated = true,
+            Self::Writing { outdated, .. } | Self::Written { outdated } => *outdated = true,
             // Whatever is written later says it.
             Self::None | Self::Failed => {}
         }
+    }
+
+    /// The last try to write it has failed; another one may be under way, which can take seconds.
+    pub fn is_wanting(self) -> bool {
+        matches!(self, Self::Failed | Self::Writing { again: true, .. })
     }
 }
 

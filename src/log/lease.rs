@@ -38,6 +38,9 @@ impl std::ops::Add<Duration> for BootTime {
 #[derive(Clone, Debug)]
 pub struct Lease(Option<Arc<AtomicU64>>);
 
+/// A moment that is over whatever the time is.
+const ENDED: u64 = 0;
+
 /// The log's end of a [`Lease`].
 #[derive(Debug)]
 pub struct LeaseKeeper(Arc<AtomicU64>);
@@ -57,6 +60,11 @@ impl Lease {
     pub fn is_valid(&self, now: BootTime) -> bool {
         self.0.as_ref().is_none_or(|end| nanoseconds(now) < end.load(Ordering::Acquire))
     }
+
+    /// Whether its keeper has ended it. One that has only run out may be renewed.
+    pub fn has_ended(&self) -> bool {
+        self.0.as_ref().is_some_and(|end| end.load(Ordering::Acquire) == ENDED)
+    }
 }
 
 impl LeaseKeeper {
@@ -67,7 +75,7 @@ impl LeaseKeeper {
 
     /// The lease is over.
     pub fn end(self) {
-        self.0.store(0, Ordering::Release);
+        self.0.store(ENDED, Ordering::Release);
     }
 }
 
@@ -92,13 +100,14 @@ mod tests {
         keeper.renew(start + 2 * SECOND);
         assert!(held.is_valid(start + 2 * SECOND), "an answer that comes late shortens nothing");
         assert!(!held.is_valid(start + 3 * SECOND));
+        assert!(!held.has_ended(), "it may be renewed");
         keeper.end();
-        assert!(!held.is_valid(start));
+        assert!(!held.is_valid(start) && held.has_ended());
     }
 
     #[test]
     fn lease_of_the_only_owner_never_ends() {
-        assert!(Lease::forever().is_valid(BootTime::now() + Duration::MAX));
+        assert!(Lease::forever().is_valid(BootTime::now() + Duration::MAX) && !Lease::forever().has_ended());
     }
 
     #[test]

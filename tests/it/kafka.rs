@@ -1,5 +1,7 @@
 //! Tasks in a real Kafka: stored there, shared out among sidecars, and kept on disk while it is away.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::harness::{
@@ -13,11 +15,15 @@ mod checkpoints;
 mod cluster;
 mod fleet;
 mod foreign;
+mod letters;
 mod load;
 mod ownership;
 mod returning;
 mod security;
 mod topics;
+
+/// After which a sidecar with these flags does without Kafka.
+const PRODUCE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Flags for a small Kafka and a group that notices soon who is gone.
 pub fn flags(kafka: &Kafka, topic: &str) -> Vec<String> {
@@ -36,9 +42,9 @@ fn flags_at(broker: &str, topic: &str) -> Vec<String> {
         "--kafka-heartbeat-interval=500ms",
         "--kafka-rebalance-timeout=9s",
         "--kafka-metadata-refresh=1s",
-        "--kafka-produce-timeout=2s",
     ];
     flags.extend(quick.map(str::to_owned));
+    flags.push(format!("--kafka-produce-timeout={}s", PRODUCE_TIMEOUT.as_secs()));
     flags
 }
 

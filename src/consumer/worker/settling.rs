@@ -69,7 +69,7 @@ impl Worker {
         entry.units[unit.unit as usize].end = Some(End::Dying);
         entry.note_death(unit.unit, failure, reason, today);
         match &mut entry.letter {
-            Letter::Writing { outdated } => *outdated = true,
+            Letter::Writing { outdated, .. } => *outdated = true,
             Letter::Failed => {}
             Letter::None | Letter::Written { .. } => self.write_letter(number, unit.task),
         }
@@ -80,7 +80,7 @@ impl Worker {
         let partition = window.partition.clone();
         window.writing += 1;
         let entry = window.entry_mut(task);
-        entry.letter = Letter::Writing { outdated: false };
+        entry.letter = Letter::Writing { outdated: false, again: entry.letter == Letter::Failed };
         let letter = letter::of_entry(entry, &partition, &self.rules, Timestamp::now());
         let dead_letters = self.dead_letters.clone();
         self.events.push(Box::pin(async move {
@@ -113,7 +113,7 @@ impl Worker {
             }));
             return;
         }
-        if entry.letter == (Letter::Writing { outdated: true }) {
+        if matches!(entry.letter, Letter::Writing { outdated: true, .. }) {
             // What ended meanwhile is not in the letter yet.
             self.write_letter(number, task);
             return;

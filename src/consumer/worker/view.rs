@@ -8,7 +8,7 @@ use super::Worker;
 use crate::{
     consumer::{
         BreakerOverview, FirstTask, LastError, PartitionOverview, Question, TargetOverview, WaitState, Waiting,
-        entry::{Entry, Letter, Unit},
+        entry::{Entry, Unit},
         schedule::UnitState,
         window::Window,
     },
@@ -105,7 +105,7 @@ impl Worker {
     fn trouble_of(&self, entry: &Entry) -> Option<String> {
         match self.breaker.state() {
             BreakerState::Open { reason, .. } => Some(format!("{} ({})", reason.message, reason.code)),
-            _ if entry.letter == Letter::Failed => Some("its dead letter cannot be stored".to_owned()),
+            _ if entry.letter.is_wanting() => Some("its dead letter cannot be stored".to_owned()),
             _ => entry.trouble.as_ref().map(|trouble| format!("{} ({})", trouble.last.message, trouble.last.code)),
         }
     }
@@ -125,7 +125,7 @@ impl Worker {
     /// What a task does, or what its first unfinished unit waits for.
     fn state_of(&self, window: &Window, entry: &Entry) -> (WaitState, Option<Instant>) {
         // Without units it waits for somebody else, or to be called dead.
-        if entry.letter == Letter::Failed || entry.units.is_empty() {
+        if entry.letter.is_wanting() || entry.units.is_empty() {
             return (WaitState::Held, None);
         }
         let open = entry.units.iter().filter(|unit| unit.end.is_none());

@@ -55,6 +55,7 @@ struct State {
 #[derive(Clone)]
 pub(super) struct Holding {
     epoch: Epoch,
+    lease: Lease,
     pub(super) epoch_in_group: Epoch,
     pub(super) group: Arc<Group>,
     pub(super) topic: Arc<str>,
@@ -90,8 +91,9 @@ impl Consumers {
         self.state().held.get(partition).filter(|holding| holding.epoch == epoch).cloned()
     }
 
+    /// Nobody says here when a partition that was revoked has been given up; its lease does.
     pub(super) fn holds(&self, partition: &Partition) -> bool {
-        self.state().held.contains_key(partition)
+        self.state().held.get(partition).is_some_and(|holding| !holding.lease.has_ended())
     }
 
     /// Leaves the group; the streams end.
@@ -245,7 +247,7 @@ impl Inner {
                 let mut state = self.consumers.state();
                 state.last_epoch += 1;
                 let epoch = Epoch(state.last_epoch);
-                let holding = Holding { epoch, epoch_in_group, group: group.clone(), topic };
+                let holding = Holding { epoch, lease: lease.clone(), epoch_in_group, group: group.clone(), topic };
                 state.held.insert(partition.clone(), holding);
                 Some(Assignment::Assigned(Assigned { partition, epoch, checkpoint, lease, reader }))
             }

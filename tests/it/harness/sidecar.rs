@@ -193,13 +193,21 @@ impl Sidecar {
         [self.port, self.ops_port]
     }
 
+    /// How many files and connections the process has open.
+    pub fn open_files(&self) -> usize {
+        self.descriptors().count()
+    }
+
+    fn descriptors(&self) -> impl Iterator<Item = PathBuf> {
+        let files = fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("a running process has open files");
+        files.map(|file| file.expect("it can be listed").path())
+    }
+
     /// The addresses on which the process takes TCP connections, as the kernel says.
     pub fn listening(&self) -> Vec<SocketAddr> {
         const LISTEN: &str = "0A";
         let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
-        let files = fs::read_dir(proc.join("fd")).expect("a running process has open files");
-        let open: Vec<PathBuf> =
-            files.filter_map(|file| fs::read_link(file.expect("it can be listed").path()).ok()).collect();
+        let open: Vec<PathBuf> = self.descriptors().filter_map(|file| fs::read_link(file).ok()).collect();
         let mut listening = Vec::new();
         for table in ["tcp", "tcp6"] {
             // Without IPv6 the second is not there.

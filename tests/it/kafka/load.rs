@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, RwLock, RwLockWriteGuard,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -11,10 +11,16 @@ use std::{
 
 use serde_json::Value;
 
-use crate::harness::{PATIENCE, Redis, rpush, sidecar::Address, simple, wait_until};
+use super::PRODUCE_TIMEOUT;
+use crate::harness::{PATIENCE, Redis, Sidecar, rpush, set, sidecar::Address, simple, wait_until};
 
 const CLIENTS: usize = 3;
 const KEYS_PER_CLIENT: usize = 4;
+/// What is sent for each key at a turn: an element of a list, an increment, and an overwrite.
+const KINDS: usize = 3;
+
+/// How long a request waits for its answer at most.
+const ANSWERED_WITHIN: Duration = PRODUCE_TIMEOUT.saturating_add(Duration::from_secs(1));
 
 /// Clients, each with keys of its own, so that the order in which the tasks of a key were accepted is known.
 pub struct Load {
@@ -23,6 +29,8 @@ pub struct Load {
     paused: Arc<RwLock<()>>,
     accepted: Arc<AtomicUsize>,
     unanswered: Arc<AtomicUsize>,
+    /// The longest that an answer has taken, in microseconds.
+    slowest: Arc<AtomicU64>,
     /// How many tasks of each kind each key has got.
     counts: Arc<[AtomicUsize]>,
     clients: Vec<JoinHandle<()>>,
@@ -43,6 +51,7 @@ impl Load {
         let addresses = Arc::new(Mutex::new(addresses));
         let (stop, paused) = (Arc::<AtomicBool>::default(), Arc::<RwLock<()>>::default());
         let [accepted, unanswered] = [(); 2].map(|()| Arc::<AtomicUsize>::default());
+        let slowest = Arc::<AtomicU64>::default();
         let counts: Arc<[AtomicUsize]> = (0..CLIENTS * KEYS_PER_CLIENT).map(|_| AtomicUsize::new(0)).collect();
         let clients = (0..CLIENTS).map(|number| {
             let client = Client {
@@ -51,12 +60,13 @@ impl Load {
                 addresses: addresses.clone(),
                 accepted: accepted.clone(),
                 unanswered: unanswered.clone(),
+                slowest: slowest.clone(),
                 counts: counts.clone(),
             };
             let (stop, paused) = (stop.clone(), paused.clone());
             std::thread::spawn(move || client.run(&stop, &paused))
         });
-        Self { clients: clients.collect(), addresses, stop, paused, accepted, unanswered, counts }
+        Self { clients: clients.collect(), addresses, stop, paused, accepted, unanswered, slowest, counts }
     }
 
     /// A sidecar is elsewhere from now on.
@@ -83,14 +93,29 @@ impl Load {
         self.unanswered.load(Ordering::Relaxed)
     }
 
+    /// Each request so far was answered, and in time.
+    pub fn check_answers(&self) {
+        assert_eq!(self.unanswered(), 0, "requests without an answer");
+        let slowest = Duration::from_micros(self.slowest.load(Ordering::Relaxed));
+        eprintln!("the slowest answer took {slowest:?}");
+        assert!(slowest <= ANSWERED_WITHIN, "an answer took {slowest:?}");
+    }
+
     /// Stops to send, and waits until all that was accepted is made: each once, in its order.
-    pub fn end(mut self, redis: &Redis) {
+    pub fn end(self, redis: &Redis) {
+        self.end_when_settled(redis, &[]);
+    }
+
+    /// As [`Self::end`], and looks only when these have nothing left: what they got twice, they have settled twice.
+    pub fn end_when_settled(mut self, redis: &Redis, sidecars: &[Sidecar]) {
         self.stop();
         self.wait_until_made(redis);
+        sidecars.iter().for_each(Sidecar::wait_until_done);
         for (key, count) in self.counts() {
             let expected: Vec<String> = (0..count).map(|number| format!("r{key}-{number}")).collect();
             assert_eq!(redis.list(&format!("list:{key}")), expected, "list:{key}");
             assert_eq!(redis.get(&format!("counter:{key}")), count.to_string(), "counter:{key}");
+            assert_eq!(redis.get(&format!("latest:{key}")), count.to_string(), "latest:{key}");
         }
     }
 
@@ -114,6 +139,7 @@ impl Load {
             let made = || redis.get(&format!("counter:{key}")).parse().unwrap_or(0usize);
             wait_until(&format!("counter:{key} to come to {count}"), || made() >= count);
             wait_until(&format!("list:{key} to come to {count}"), || redis.list(&format!("list:{key}")).len() >= count);
+            redis.wait_for_value(&format!("latest:{key}"), &count.to_string());
         }
     }
 
@@ -129,6 +155,7 @@ struct Client {
     addresses: Arc<Mutex<Vec<Address>>>,
     accepted: Arc<AtomicUsize>,
     unanswered: Arc<AtomicUsize>,
+    slowest: Arc<AtomicU64>,
     counts: Arc<[AtomicUsize]>,
 }
 
@@ -143,8 +170,9 @@ impl Client {
             let count = self.counts[key].load(Ordering::Relaxed);
             self.send(turn, &rpush(&format!("r{key}-{count}"), &format!("list:{key}")));
             self.send(turn, &simple(&format!("i{key}-{count}"), "INCR", &[&format!("counter:{key}")]));
+            self.send(turn, &set(&format!("s{key}-{count}"), &format!("latest:{key}"), &(count + 1).to_string()));
             self.counts[key].store(count + 1, Ordering::Relaxed);
-            self.accepted.fetch_add(2, Ordering::Relaxed);
+            self.accepted.fetch_add(KINDS, Ordering::Relaxed);
             drop(goes_on);
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -158,8 +186,12 @@ impl Client {
                 let addresses = self.addresses.lock().expect("no client panics with it");
                 addresses[if self.apart { self.number } else { attempt } % addresses.len()]
             };
+            let begun = Instant::now();
             match address.post(task) {
-                Ok(answer) if answer.status == 202 => return,
+                Ok(answer) if answer.status == 202 => {
+                    self.slowest.fetch_max(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
+                    return;
+                }
                 Ok(answer) => panic!("{}: {}", answer.status, answer.body),
                 Err(error) => assert!(Instant::now() < deadline, "no answer: {error}"),
             }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{change, flags, load::Load, reaches_kafka};
+use super::{change, flags, fleet::owned_by, load::Load, reaches_kafka, start};
 use crate::harness::{
     Proxy, Redis, Sidecar,
     kafka::{Kafka, unique},
@@ -122,6 +122,26 @@ fn sidecar_whose_name_another_one_has_taken_ends() {
     assert!(first.logs().iter().any(|line| line.contains("another process has joined the group as instance `pod-0`")));
     second.post(&set("made", "key", "1"));
     redis.wait_for_value("key", "1");
+}
+
+#[test]
+fn partition_that_goes_to_another_one_counts_there() {
+    let (redis, kafka, topic) = (Redis::start(&[]), Kafka::shared(), unique("counted"));
+    let first = start(&redis, kafka, &topic);
+    wait_until("Kafka takes tasks", || reaches_kafka(&first));
+    wait_until("it has all", || owned_by(&first) == 3);
+    let second = start(&redis, kafka, &topic);
+    wait_until("each to have a share", || owned_by(&first) > 0 && owned_by(&second) > 0);
+    let tasks: Vec<Value> = (0..60).map(|number| set(&format!("t-{number}"), &format!("key:{number}"), "1")).collect();
+    first.batch(&tasks);
+    for sidecar in [&first, &second] {
+        sidecar.wait_until_done();
+        let partitions = || sidecar.ops("/admin/v1/partitions").json()["items"].as_array().cloned().unwrap_or_default();
+        let own = partitions().iter().filter(|item| item["lane"] == "normal" && item["owner"] == "this").count();
+        assert_eq!(own, owned_by(sidecar), "{:?}", partitions());
+        // Of those of the other one it is told.
+        wait_until("nothing to lag", || partitions().iter().all(|item| item["lag"] == 0));
+    }
 }
 
 #[test]
