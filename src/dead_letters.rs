@@ -6,16 +6,16 @@
 //!
 //! The index in memory (20 bytes a letter) is built when somebody first asks.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tokio::{
+    sync::{MappedMutexGuard, MutexGuard},
+    time::{Instant, sleep},
+};
 
 use crate::{
     log::{Log, Table, TableEntry, TableError},
@@ -26,6 +26,11 @@ const TABLE: &str = "dead-letters";
 
 /// How long a log that cannot be asked for what others wrote is left alone: questions are answered without it.
 const PAUSE: Duration = Duration::from_secs(5);
+
+/// How long who asks for letters waits for the index, where there is none and the log cannot be read.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two tries to build it.
+const SHORT_PAUSE: Duration = Duration::from_millis(250);
 
 /// A task that was given up, with the reasons. Stored as JSON; `schema` guards its meaning.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -168,11 +173,11 @@ impl DeadLetters {
         self.table.scan(Box::new(move |entry| visit(entry.key, entry.value))).await
     }
 
-    /// Up to `limit` letters, newest first, from `before` on (a position that an earlier page gave).
+    /// Up to `limit` letters, newest first, from `before` on (a position that an earlier page gave). Waits up to 10 s for
+    /// the index.
     pub async fn list(&self, before: Option<u64>, limit: usize) -> Result<Page, DeadLetterError> {
         let positions: Vec<u64> = {
-            let mut index = self.index.lock().await;
-            let letters = &self.built(&mut index).await?.letters;
+            let letters = &self.waited_for().await?.letters;
             let end =
                 before.map_or(letters.len(), |before| letters.partition_point(|(position, _)| *position < before));
             letters[..end].iter().rev().take(limit + 1).map(|(position, _)| *position).collect()
@@ -188,11 +193,11 @@ impl DeadLetters {
         Ok(Page { items, next })
     }
 
+    /// Waits up to 10 s for the index.
     pub async fn find(&self, id: &TaskId) -> Result<Option<DeadLetter>, DeadLetterError> {
         let position = {
-            let mut index = self.index.lock().await;
             let wanted = hash(id.as_str().as_bytes());
-            let letters = &self.built(&mut index).await?.letters;
+            let letters = &self.waited_for().await?.letters;
             letters.iter().rev().find(|(_, key)| *key == wanted).map(|(position, _)| *position)
         };
         let Some(position) = position else { return Ok(None) };
@@ -205,25 +210,34 @@ impl DeadLetters {
 
     /// How many there are. Builds the index.
     pub async fn count(&self) -> Result<usize, DeadLetterError> {
-        let mut index = self.index.lock().await;
-        Ok(self.built(&mut index).await?.letters.len())
+        Ok(self.built().await?.letters.len())
+    }
+
+    /// The index; where it cannot be built at once, that is tried again for a while. Nobody else is kept waiting for it.
+    async fn waited_for(&self) -> Result<MappedMutexGuard<'_, Index>, TableError> {
+        let last_try = Instant::now() + PATIENCE - SHORT_PAUSE;
+        loop {
+            match self.built().await {
+                Err(TableError::Unavailable { .. }) if Instant::now() < last_try => sleep(SHORT_PAUSE).await,
+                built => return built,
+            }
+        }
     }
 
     /// The index, with what other processes have written meanwhile where they share the table.
-    async fn built<'a>(&self, index: &'a mut Option<Index>) -> Result<&'a Index, TableError> {
-        match index {
-            Some(index) => {
-                self.bring_up_to_date(index).await;
-                Ok(index)
-            }
+    async fn built(&self) -> Result<MappedMutexGuard<'_, Index>, TableError> {
+        let mut index = self.index.lock().await;
+        match &mut *index {
+            Some(index) => self.bring_up_to_date(index).await,
             None => {
                 let next = self.table.changes(None, Box::new(|_, _| {})).await?;
                 let (sender, receiver) = std::sync::mpsc::channel();
                 let visit = move |entry: TableEntry| sender.send((entry.position, hash(&entry.key))).is_ok();
                 self.table.scan(Box::new(visit)).await?;
-                Ok(index.insert(Index { letters: receiver.try_iter().collect(), next, ask_at: None }))
+                *index = Some(Index { letters: receiver.try_iter().collect(), next, ask_at: None });
             }
         }
+        Ok(MutexGuard::map(index, |index| index.as_mut().expect("it is built by now")))
     }
 
     async fn bring_up_to_date(&self, index: &mut Index) {
@@ -259,6 +273,8 @@ fn parse(entry: &TableEntry) -> Result<DeadLetter, DeadLetterError> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::future::BoxFuture;
+
     use super::*;
 
     #[test]
@@ -266,5 +282,40 @@ mod tests {
         let mut index = Index { letters: vec![(1, 10), (2, 20), (5, 50)], next: 6, ask_at: None };
         index.take(HashMap::from([(20, Some(9)), (10, None), (30, Some(7)), (40, None)]));
         assert_eq!(index.letters, [(5, 50), (7, 30), (9, 20)]);
+    }
+
+    /// A table that is empty, and away until then.
+    struct Away(Instant);
+
+    impl Table for Away {
+        fn put(&self, _key: Bytes, _value: Bytes) -> BoxFuture<'_, Result<u64, TableError>> {
+            Box::pin(std::future::ready(Ok(0)))
+        }
+
+        fn delete(&self, _key: Bytes) -> BoxFuture<'_, Result<(), TableError>> {
+            Box::pin(std::future::ready(Ok(())))
+        }
+
+        fn scan(&self, _visit: Box<dyn FnMut(TableEntry) -> bool + Send>) -> BoxFuture<'_, Result<(), TableError>> {
+            let away = TableError::Unavailable { reason: "away".to_owned() };
+            Box::pin(std::future::ready(if Instant::now() < self.0 { Err(away) } else { Ok(()) }))
+        }
+
+        fn read(&self, _position: u64) -> BoxFuture<'_, Result<Option<TableEntry>, TableError>> {
+            Box::pin(std::future::ready(Ok(None)))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_first_waits_for_a_table_that_comes_back_within_ten_seconds() {
+        for (seconds, comes_in_time) in [(9, true), (11, false)] {
+            let begun = Instant::now();
+            let away = Arc::new(Away(begun + Duration::from_secs(seconds)));
+            let letters = DeadLetters { table: away, index: tokio::sync::Mutex::new(None) };
+            assert!(letters.count().await.is_err());
+            assert_eq!(begun.elapsed(), Duration::ZERO, "what only counts them does not wait");
+            assert_eq!(letters.list(None, 1).await.is_ok(), comes_in_time);
+            assert!(begun.elapsed() <= PATIENCE, "{:?}", begun.elapsed());
+        }
     }
 }

@@ -232,14 +232,15 @@ fn dead_letters(nemesis: &mut Nemesis<'_>) -> BTreeMap<String, Value> {
     }
 }
 
-/// Asks the sidecar. It may come to the point where it ends only now, and is started again.
+/// Asks the sidecar. It may come to the point where it ends only now, and is started again; and Kafka may be on its way
+/// back.
 fn admin(nemesis: &mut Nemesis<'_>, path: &str) -> Answer {
     let deadline = Instant::now() + PATIENCE;
     loop {
         nemesis.tend();
         match nemesis.sidecar.try_ops(path) {
-            Ok(answer) => return answer,
-            Err(error) => assert!(Instant::now() < deadline, "no answer: {error}"),
+            Ok(answer) if answer.status != 503 => return answer,
+            told => assert!(Instant::now() < deadline, "no answer: {told:?}"),
         }
         std::thread::sleep(Duration::from_millis(10));
     }
