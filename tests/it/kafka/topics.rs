@@ -64,6 +64,7 @@ fn unfinished_tasks_of_a_deleted_topic_are_counted() {
     let (mut redis, kafka, topic) = (Redis::start(&[]), Kafka::shared(), unique("deleted-full"));
     let sidecar = start(&redis, kafka, &topic);
     wait_until("Kafka takes tasks", || reaches_kafka(&sidecar));
+    wait_until("all partitions are consumed", || sidecar.logged("Consuming ").len() == 9);
     sidecar.wait_until_done();
     redis.kill9();
     for number in 0..10 {
