@@ -15,9 +15,9 @@ struct Overload {
     connections: usize,
 }
 
-/// In MB: what an idle sidecar takes, `admission.max_inflight_bytes` twice, as a body keeps the buffer that it was read
-/// into, `consumer.memory_bytes`, the buffers of `http.max_connections`, and what is remembered of tasks to recognise them.
-const ALL_BOUNDS: f64 = 10.0 + 2.0 * 32.0 + 24.0 + 1024.0 * 0.032 + 8.0;
+/// In MB: what an idle sidecar takes, `admission.max_inflight_bytes`, `consumer.memory_bytes`, the buffers of
+/// `http.max_connections`, and what is remembered of tasks to recognise them.
+const ALL_BOUNDS: f64 = 10.0 + 32.0 + 24.0 + 1024.0 * 0.032 + 8.0;
 
 const OVERLOADS: [Overload; 3] = [
     Overload { what: "150 % offered", work: Work::Set, connections: 1000 },
@@ -46,14 +46,20 @@ async fn peak(address: SocketAddr, connections: usize, work: Work) -> anyhow::Re
 /// The sidecar has a processor of its own: else whoever offers more takes away what there is to offer it to.
 pub async fn measure(scratch: &Path, rounds: usize, report: &mut Report) -> anyhow::Result<()> {
     let apart = Apart::try_new()?;
+    let runner = apart.runner();
     let nobody = free_address()?;
     for Overload { what, work, connections } in OVERLOADS {
         let [mut goodput, mut refused, mut share, mut longest, mut memory, mut cores] =
             [(); 6].map(|()| Samples::default());
         for _ in 0..rounds {
             let data = scratch.join("overload");
-            let sidecar = Sidecar::serving_by(&apart.runner(), &data, nobody, &["--journal-max-bytes=4GiB"]).await?;
+            let start = || Sidecar::serving_by(&runner, &data, nobody, &["--journal-max-bytes=4GiB"]);
+            let sidecar = start().await?;
             let (peak, first) = peak(sidecar.address, connections, work).await?;
+            sidecar.process.stop();
+            std::fs::remove_dir_all(&data)?;
+            // With an empty journal: a full one refuses for another reason.
+            let sidecar = start().await?;
             let cpu = sidecar.process.cpu();
             let ran =
                 driver::open_loop(sidecar.address, connections, work, (peak * 1.5) as u32, first, OVERLOADED).await?;
