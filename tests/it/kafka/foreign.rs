@@ -10,13 +10,19 @@ use crate::harness::{
     rpush, set, wait_for, wait_until,
 };
 
-#[test]
-fn poisoned_records_stop_nothing_and_keep_their_bytes() {
-    let (redis, kafka, topic) = (Redis::start(&[]), Kafka::shared(), unique("poison"));
-    let flags = flags(kafka, &topic);
+/// A sidecar that takes tasks for a topic of one partition, so that what is put there has an order.
+fn start_on_one_partition(redis: &Redis, kafka: &Kafka, topic: &str) -> Sidecar {
+    let flags = flags(kafka, topic);
     let flags: Vec<&str> = flags.iter().map(String::as_str).chain(["--kafka-partitions=1"]).collect();
     let sidecar = Sidecar::start(&redis.url(), &flags);
     wait_until("Kafka takes tasks", || reaches_kafka(&sidecar));
+    sidecar
+}
+
+#[test]
+fn poisoned_records_stop_nothing_and_keep_their_bytes() {
+    let (redis, kafka, topic) = (Redis::start(&[]), Kafka::shared(), unique("poison"));
+    let sidecar = start_on_one_partition(&redis, kafka, &topic);
     let refused: [(&[u8], &str); 6] = [
         (b"", "malformed-json"),
         (b"\xff\xfe\0\x01 garbage", "malformed-json"),
@@ -57,10 +63,7 @@ fn poisoned_records_stop_nothing_and_keep_their_bytes() {
 #[test]
 fn tasks_of_a_transaction_are_made_when_it_is_committed_and_never_when_it_is_aborted() {
     let (redis, kafka, topic) = (Redis::start(&[]), Kafka::shared(), unique("transaction"));
-    let flags = flags(kafka, &topic);
-    let flags: Vec<&str> = flags.iter().map(String::as_str).chain(["--kafka-partitions=1"]).collect();
-    let sidecar = Sidecar::start(&redis.url(), &flags);
-    wait_until("Kafka takes tasks", || reaches_kafka(&sidecar));
+    let sidecar = start_on_one_partition(&redis, kafka, &topic);
     let task = |name: &str| rpush(name, "list").to_string().into_bytes();
     let [mut first, mut second] = [(); 2].map(|()| kafka.transactional(&topic, 0));
     first.produce(b"list", &task("aborted-1"));

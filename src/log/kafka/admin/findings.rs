@@ -109,16 +109,20 @@ pub struct Finding {
     pub remedy: String,
 }
 
+impl Finding {
+    fn new(code: FindingCode, topic: &str, message: String, remedy: String) -> Self {
+        Self { code, severity: code.severity(), topic: topic.to_owned(), message, remedy }
+    }
+}
+
 /// A topic that has to be there and is not.
 pub(super) fn missing(topic: &str) -> Finding {
-    let code = FindingCode::TopicMissing;
-    Finding {
-        code,
-        severity: code.severity(),
-        topic: topic.to_owned(),
-        message: "it does not exist, and kafka.create_topics is off: its tasks wait on this disk".to_owned(),
-        remedy: "make it, or set kafka.create_topics = true".to_owned(),
-    }
+    Finding::new(
+        FindingCode::TopicMissing,
+        topic,
+        "it does not exist, and kafka.create_topics is off: its tasks wait on this disk".to_owned(),
+        "make it, or set kafka.create_topics = true".to_owned(),
+    )
 }
 
 /// What this user may not do with a topic.
@@ -134,37 +138,31 @@ pub(super) fn forbidden(topic: &str, operations: Vec<Operation>) -> Finding {
         Operation::DescribeConfigs => "look at the configuration of",
     };
     let verbs: Vec<&str> = operations.iter().map(verb).collect();
-    let code = FindingCode::Forbidden;
-    Finding {
-        code,
-        severity: code.severity(),
-        topic: topic.to_owned(),
-        message: format!("this user may not {} it", joined(&verbs, "or")),
-        remedy: Permission { operations, resource: Resource::Topic(topic.into()) }.to_string(),
-    }
+    Finding::new(
+        FindingCode::Forbidden,
+        topic,
+        format!("this user may not {} it", joined(&verbs, "or")),
+        Permission { operations, resource: Resource::Topic(topic.into()) }.to_string(),
+    )
 }
 
 fn unchecked(topic: &str) -> Finding {
-    let code = FindingCode::Unchecked;
-    Finding {
-        code,
-        severity: code.severity(),
-        topic: topic.to_owned(),
-        message: "its configuration may not be read, so that nobody knows whether it keeps what it is given".to_owned(),
-        remedy: Permission::on_topic(Operation::DescribeConfigs, topic).to_string(),
-    }
+    Finding::new(
+        FindingCode::Unchecked,
+        topic,
+        "its configuration may not be read, so that nobody knows whether it keeps what it is given".to_owned(),
+        Permission::on_topic(Operation::DescribeConfigs, topic).to_string(),
+    )
 }
 
 /// This user may not be in the group.
 pub(super) fn locked_out(group: &str) -> Finding {
-    let code = FindingCode::Forbidden;
-    Finding {
-        code,
-        severity: code.severity(),
-        topic: String::new(),
-        message: format!("this user may not be in group {group}: nothing is executed"),
-        remedy: Permission::on_group(Operation::Read, group).to_string(),
-    }
+    Finding::new(
+        FindingCode::Forbidden,
+        "",
+        format!("this user may not be in group {group}: nothing is executed"),
+        Permission::on_group(Operation::Read, group).to_string(),
+    )
 }
 
 /// Why nothing could be asked.
@@ -179,7 +177,7 @@ pub(in crate::log::kafka) fn unasked(error: &AdminError) -> Finding {
             "see kafka.brokers, kafka.tls and kafka.sasl; until then tasks wait on this disk".to_owned(),
         ),
     };
-    Finding { code, severity: code.severity(), topic: String::new(), message, remedy }
+    Finding::new(code, "", message, remedy)
 }
 
 /// A topic as it is.
@@ -330,7 +328,7 @@ impl Topic<'_> {
     }
 
     fn finding(&self, code: FindingCode, message: String, remedy: String) -> Finding {
-        Finding { code, severity: code.severity(), topic: self.name.to_owned(), message, remedy }
+        Finding::new(code, self.name, message, remedy)
     }
 
     fn set(&self, key: &str, value: &str) -> String {
